@@ -1,0 +1,1 @@
+//! Compute supervisor: safekeeper sync, basebackup, configuration, Postgres and walproposer as children

@@ -1,0 +1,1 @@
+//! Page versions by (key, LSN): memtable, checksummed layer files, versions; knows neither Postgres nor sockets

@@ -1,0 +1,1 @@
+//! Postgres wire protocol, both ends: framing without copies, async backend, replication client

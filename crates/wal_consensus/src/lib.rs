@@ -1,0 +1,1 @@
+//! Proposer and acceptor of the WAL quorum as pure state machines, with their wire codec

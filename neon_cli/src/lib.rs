@@ -1,0 +1,1 @@
+//! neon: one command line and one binary for every process of the system

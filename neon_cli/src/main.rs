@@ -1,0 +1,2 @@
+//! The neon command line.
+fn main() {}

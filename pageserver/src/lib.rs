@@ -1,0 +1,1 @@
+//! Page server: ingests WAL, stores page versions, answers GetPage@LSN

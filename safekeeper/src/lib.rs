@@ -1,0 +1,1 @@
+//! Safekeeper: durable WAL of a timeline, one member of the quorum
