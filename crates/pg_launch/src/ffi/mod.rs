@@ -19,3 +19,29 @@ pub fn close_inherited_descriptors(command: &mut Command) {
     // one raw system call, allocates nothing and takes no lock.
     unsafe { command.pre_exec(mark) };
 }
+
+/// Has the kernel send `signal` to the child when the thread that starts it ends, so that a killed supervisor
+/// leaves no process behind. Start such children from a thread that lives as long as the process.
+///
+/// Works together with [`std::os::unix::process::CommandExt::uid`]: changing the user clears the setting, and
+/// the standard library changes it before it runs this step.
+#[expect(unsafe_code, reason = "pre_exec is the only place between fork and exec")]
+pub fn die_with_parent(command: &mut Command, signal: nix::sys::signal::Signal) {
+    let arm = move || {
+        nix::sys::prctl::set_pdeathsig(signal)?;
+        Ok(())
+    };
+    // SAFETY: the closure makes one prctl(2) call, which is async-signal-safe and allocates nothing.
+    unsafe { command.pre_exec(arm) };
+}
+
+/// Makes the child the leader of a new session, so that it outlives the terminal it was started from.
+#[expect(unsafe_code, reason = "pre_exec is the only place between fork and exec")]
+pub fn detach(command: &mut Command) {
+    let detach = || {
+        nix::unistd::setsid()?;
+        Ok(())
+    };
+    // SAFETY: the closure makes one setsid(2) call, which is async-signal-safe and allocates nothing.
+    unsafe { command.pre_exec(detach) };
+}

@@ -1,0 +1,187 @@
+//! The command line's grammar. What the commands do is elsewhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pg_types::{Lsn, TenantId, TimelineId};
+
+/// PostgreSQL 17 with storage separated from compute: one command line for a local environment.
+///
+/// An environment is a directory (`.neon` by default) that holds a page server, safekeepers and compute
+/// endpoints. `neon init` makes one, `neon start` starts its services, `neon endpoint start` starts a
+/// PostgreSQL on a branch. Everything can be stopped, killed and started again.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or conflicts, 6 timed out or not running.
+#[derive(Debug, Parser)]
+#[command(name = "neon", version, max_term_width = 100)]
+pub struct Cli {
+    /// Directory of the environment.
+    #[arg(long, global = true, env = "NEON_DIR", default_value = ".neon")]
+    pub dir: PathBuf,
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new environment.
+    Init(InitArgs),
+    /// Start the page server and the safekeepers.
+    Start,
+    /// Stop all endpoints and services.
+    Stop {
+        /// fast: finish what is under way; immediate: kill.
+        #[arg(long, value_enum, default_value_t = StopMode::Fast)]
+        mode: StopMode,
+    },
+    /// Show what runs.
+    Status,
+    /// Tenants: each is one PostgreSQL cluster with all its branches.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Timelines: the branches of a tenant.
+    #[command(subcommand)]
+    Timeline(TimelineCommand),
+    /// Endpoints: PostgreSQL servers without data of their own, each on one branch.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+    /// Open psql on an endpoint.
+    Psql {
+        /// Name of the endpoint.
+        #[arg(default_value = "main")]
+        endpoint: String,
+        /// Further arguments for psql.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Run a page server in the foreground.
+    #[command(hide = true)]
+    Pageserver(ServiceArgs),
+    /// Run a safekeeper in the foreground.
+    #[command(hide = true)]
+    Safekeeper(ServiceArgs),
+    /// Run a walproposer in the foreground.
+    #[command(hide = true)]
+    Walproposer(ServiceArgs),
+    /// Run a compute (PostgreSQL and its walproposer) in the foreground.
+    #[command(hide = true)]
+    Compute(ServiceArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Built PostgreSQL (default: what `cargo xtask pg` built last).
+    #[arg(long, env = "NEON_PG_INSTALL")]
+    pub pg_install: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ServiceArgs {
+    /// Configuration file.
+    #[arg(short, long)]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StopMode {
+    Fast,
+    Immediate,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Create a tenant with a branch `main`.
+    Create {
+        /// Its id (default: random).
+        #[arg(long)]
+        id: Option<TenantId>,
+        /// Use it where a command names no tenant.
+        #[arg(long)]
+        set_default: bool,
+    },
+    /// List tenants.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TimelineCommand {
+    /// Create an empty branch (a new PostgreSQL cluster).
+    Create {
+        /// Name of the branch.
+        name: String,
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Branch off another branch.
+    Branch {
+        /// Name of the new branch.
+        name: String,
+        /// Branch to start from.
+        #[arg(long, default_value = "main")]
+        from: String,
+        /// Position to start from (default: the newest).
+        #[arg(long)]
+        lsn: Option<Lsn>,
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// List branches.
+    List {
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+    /// Delete a branch.
+    Delete {
+        /// Name of the branch.
+        name: String,
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EndpointCommand {
+    /// Define an endpoint on a branch.
+    Create {
+        /// Name of the endpoint.
+        name: String,
+        #[arg(long, default_value = "main")]
+        branch: String,
+        #[arg(long)]
+        tenant: Option<TenantId>,
+        /// TCP port (default: a free one).
+        #[arg(long)]
+        port: Option<u16>,
+        /// A PostgreSQL setting, as in `--set shared_buffers=256MB`.
+        #[arg(long = "set", value_name = "NAME=VALUE")]
+        settings: Vec<String>,
+    },
+    /// Start an endpoint.
+    Start {
+        name: String,
+        /// Show how long each phase took.
+        #[arg(long)]
+        timings: bool,
+    },
+    /// Stop an endpoint.
+    Stop {
+        name: String,
+        #[arg(long, value_enum, default_value_t = StopMode::Fast)]
+        mode: StopMode,
+    },
+    /// Forget an endpoint and delete its local files; no data is lost.
+    Delete { name: String },
+    /// List endpoints.
+    List,
+}
+
+/// A timeline and where it came from, for `--json`.
+#[derive(Debug, serde::Serialize)]
+pub struct BranchRow {
+    pub name: String,
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+}
