@@ -1,0 +1,4 @@
+//! Everything that touches Postgres' memory or functions directly.
+
+mod guc;
+mod init;
