@@ -1,1 +1,6 @@
-//! WAL redo in a jailed Postgres: launch, protocol, pool, and the records applied in Rust
+//! WAL redo: records applied in Rust, and the host side of a jailed Postgres that applies all others.
+#![forbid(unsafe_code)]
+
+pub mod record;
+
+pub use record::{MultiXactMember, NeonWalRecord, RecordDecodeError, next_multixact_offset};
