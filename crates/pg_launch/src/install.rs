@@ -32,6 +32,15 @@ impl PgInstall {
         }
     }
 
+    /// The patched installation that `cargo xtask pg` finished last: its root is the contents of
+    /// `current-install` in the [cache directory](cache_dir).
+    pub fn latest_built() -> Result<PgInstall, LaunchError> {
+        let pointer = cache_dir().join("current-install");
+        let missing = || LaunchError::NeverBuilt { pointer: pointer.clone() };
+        let root = std::fs::read_to_string(&pointer).map_err(|_| missing())?;
+        PgInstall::new(root.trim())
+    }
+
     /// Root of the installation.
     pub fn root(&self) -> &Path {
         &self.root
@@ -64,6 +73,21 @@ impl PgInstall {
         }
         crate::ffi::close_inherited_descriptors(&mut command);
         command
+    }
+}
+
+/// Where builds of PostgreSQL are kept: `NEON_CACHE_DIR`, else a place that outlives a clone of this project
+/// and, for root, is open to the user that Postgres runs as.
+pub fn cache_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("NEON_CACHE_DIR") {
+        return dir.into();
+    }
+    if nix::unistd::geteuid().is_root() {
+        return "/var/cache/neon".into();
+    }
+    match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) => PathBuf::from(dir).join("neon"),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/neon"),
     }
 }
 

@@ -10,7 +10,7 @@ mod user;
 use std::io;
 use std::path::PathBuf;
 
-pub use install::{PgInstall, Version};
+pub use install::{PgInstall, Version, cache_dir};
 pub use user::{SYSTEM_USER, SystemUser, ensure_system_user, unprivileged_user};
 
 /// Why a PostgreSQL program cannot be started.
@@ -25,6 +25,12 @@ pub enum LaunchError {
         path: PathBuf,
         /// The program that was looked for.
         program: String,
+    },
+    /// `cargo xtask pg` was never run here.
+    #[error("PostgreSQL was not built yet ({pointer} is missing): run `cargo xtask pg`")]
+    NeverBuilt {
+        /// The file that names the newest build.
+        pointer: PathBuf,
     },
     /// Running as root, and the system user does not exist.
     #[error(

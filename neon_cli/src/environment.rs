@@ -1,0 +1,299 @@
+//! The environment: one directory, described by `neon.toml`.
+//!
+//! ```text
+//! .neon/
+//!   neon.toml                what exists: ports, ids, branches (written by temp file and rename)
+//!   lock                     held by the command that changes something
+//!   pageserver/              pageserver.toml, pageserver.pid, pageserver.log, data
+//!   safekeeper-1/            safekeeper.toml, safekeeper.pid, safekeeper.log, data
+//!   endpoints/NAME/          endpoint.toml, compute.toml, compute.pid, compute.log, pgdata/
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use pg_types::{Lsn, NodeId, TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CliError, IoContext, Result};
+
+/// Format version of `neon.toml`.
+const VERSION: u32 = 1;
+
+/// Contents of `neon.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    pub version: u32,
+    /// Root of the built PostgreSQL.
+    pub pg_install: PathBuf,
+    pub default_tenant: TenantId,
+    pub pageserver: PageserverNode,
+    #[serde(rename = "safekeeper")]
+    pub safekeepers: Vec<SafekeeperNode>,
+    #[serde(default, rename = "branch")]
+    pub branches: Vec<Branch>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageserverNode {
+    pub pg_port: u16,
+    pub http_port: u16,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SafekeeperNode {
+    pub id: NodeId,
+    pub pg_port: u16,
+    pub http_port: u16,
+}
+
+/// A named timeline. It is written down before it is made, and `ready` once it exists everywhere, so that a
+/// command that was killed in between is finished by the next one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Branch {
+    pub name: String,
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestor_timeline_id: Option<TimelineId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestor_lsn: Option<Lsn>,
+    pub ready: bool,
+}
+
+/// Contents of `endpoint.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    pub name: String,
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+    pub branch: String,
+    pub port: u16,
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+}
+
+/// An opened environment. Holds the lock as long as it lives, so commands take turns.
+#[derive(Debug)]
+pub struct Environment {
+    pub dir: PathBuf,
+    pub description: Description,
+    _lock: File,
+}
+
+impl Environment {
+    /// Makes the directory and writes its description; refuses an existing environment.
+    pub fn create(dir: &Path, description: Description) -> Result<Environment> {
+        fs::create_dir_all(dir).doing("create", dir)?;
+        let dir = dir.canonicalize().doing("resolve", dir)?;
+        let lock = lock(&dir)?;
+        if dir.join("neon.toml").exists() {
+            return Err(CliError::conflict(format!(
+                "there is already an environment in {}: remove it first, or choose another --dir",
+                dir.display()
+            )));
+        }
+        let environment = Environment { dir, description, _lock: lock };
+        environment.save()?;
+        Ok(environment)
+    }
+
+    /// Opens an existing environment.
+    pub fn open(dir: &Path) -> Result<Environment> {
+        if !dir.join("neon.toml").exists() {
+            return Err(CliError::not_found(format!(
+                "no environment in {}: run `neon init` first, or name another one with --dir",
+                dir.display()
+            )));
+        }
+        let dir = dir.canonicalize().doing("resolve", dir)?;
+        let lock = lock(&dir)?;
+        let description: Description = read_toml(&dir.join("neon.toml"))?;
+        if description.version != VERSION {
+            return Err(CliError::failed(format!(
+                "{} has version {}, this program knows version {VERSION}",
+                dir.join("neon.toml").display(),
+                description.version
+            )));
+        }
+        Ok(Environment { dir, description, _lock: lock })
+    }
+
+    /// Writes `neon.toml` durably.
+    pub fn save(&self) -> Result<()> {
+        write_toml(&self.dir.join("neon.toml"), &self.description)
+    }
+
+    pub fn pageserver_dir(&self) -> PathBuf {
+        self.dir.join("pageserver")
+    }
+
+    pub fn safekeeper_dir(&self, id: NodeId) -> PathBuf {
+        self.dir.join(format!("safekeeper-{id}"))
+    }
+
+    pub fn endpoint_dir(&self, name: &str) -> PathBuf {
+        self.dir.join("endpoints").join(name)
+    }
+
+    /// The branch of a name.
+    pub fn branch(&self, tenant: Option<TenantId>, name: &str) -> Result<&Branch> {
+        let tenant = tenant.unwrap_or(self.description.default_tenant);
+        self.description
+            .branches
+            .iter()
+            .find(|branch| branch.tenant_id == tenant && branch.name == name)
+            .ok_or_else(|| CliError::not_found(format!("there is no branch \"{name}\"")))
+    }
+
+    /// Reads the definition of an endpoint.
+    pub fn endpoint(&self, name: &str) -> Result<Endpoint> {
+        let path = self.endpoint_dir(name).join("endpoint.toml");
+        if path.exists() {
+            read_toml(&path)
+        } else {
+            Err(CliError::not_found(format!(
+                "there is no endpoint \"{name}\": make one with `neon endpoint create {name}`"
+            )))
+        }
+    }
+
+    /// All endpoints, by name.
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        let parent = self.dir.join("endpoints");
+        if !parent.exists() {
+            return Ok(Vec::new());
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&parent).doing("read", &parent)? {
+            let entry = entry.doing("read", &parent)?;
+            if entry.path().join("endpoint.toml").exists() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        names.iter().map(|name| self.endpoint(name)).collect()
+    }
+}
+
+/// A name that is safe as a directory name and as a PostgreSQL setting.
+pub fn check_name(what: &str, name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=63).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('-') {
+        Ok(())
+    } else {
+        Err(CliError::failed(format!(
+            "\"{name}\" is not a name for {what}: use 1 to 63 letters, digits, '-' and '_'"
+        )))
+    }
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let file = File::create(&path).doing("create", &path)?;
+    file.lock().doing("lock", &path)?;
+    Ok(file)
+}
+
+/// Reads a TOML file; an error names the file and the place.
+pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).doing("read", path)?;
+    toml::from_str(&text).map_err(|error| {
+        CliError::failed(format!("{} is not valid: {}", path.display(), error.to_string().trim()))
+    })
+}
+
+/// Writes a TOML file: temporary file, fsync, rename, fsync of the directory.
+pub fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = toml::to_string_pretty(value)
+        .map_err(|error| CliError::failed(format!("could not write {}: {error}", path.display())))?;
+    write_durably(path, text.as_bytes())
+}
+
+/// Replaces a file so that a crash leaves either the old or the new contents.
+pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
+    let temp = path.with_extension("tmp");
+    let mut file = File::create(&temp).doing("create", &temp)?;
+    file.write_all(contents).doing("write", &temp)?;
+    file.sync_all().doing("flush", &temp)?;
+    fs::rename(&temp, path).doing("rename", &temp)?;
+    if let Some(parent) = path.parent() {
+        File::open(parent).and_then(|dir| dir.sync_all()).doing("flush", parent)?;
+    }
+    Ok(())
+}
+
+/// A fresh description with free ports and random ids.
+pub fn new_description(pg_install: PathBuf) -> Result<Description> {
+    let mut ports = crate::ports::free_ports(4)?.into_iter();
+    let mut port = || ports.next().unwrap_or_default();
+    let tenant_id = TenantId(rand::random());
+    Ok(Description {
+        version: VERSION,
+        pg_install,
+        default_tenant: tenant_id,
+        pageserver: PageserverNode { pg_port: port(), http_port: port() },
+        safekeepers: vec![SafekeeperNode { id: NodeId(1), pg_port: port(), http_port: port() }],
+        branches: vec![main_branch(tenant_id)],
+    })
+}
+
+/// The first branch of a tenant, not made yet.
+pub fn main_branch(tenant_id: TenantId) -> Branch {
+    Branch {
+        name: "main".to_owned(),
+        tenant_id,
+        timeline_id: TimelineId(rand::random()),
+        ancestor_timeline_id: None,
+        ancestor_lsn: None,
+        ready: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_survives_a_round_trip_and_a_second_init_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let description = new_description("/nowhere".into()).unwrap();
+        let tenant = description.default_tenant;
+        drop(Environment::create(dir.path(), description.clone()).unwrap());
+        let opened = Environment::open(dir.path()).unwrap();
+        assert_eq!(opened.description.default_tenant, tenant);
+        assert_eq!(opened.branch(None, "main").unwrap().tenant_id, tenant);
+        drop(opened);
+        let error = Environment::create(dir.path(), description).unwrap_err();
+        assert_eq!(error.kind, crate::error::Kind::Conflict);
+    }
+
+    #[test]
+    fn a_broken_description_is_named_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Environment::create(dir.path(), new_description("/nowhere".into()).unwrap()).unwrap());
+        let path = dir.path().join("neon.toml");
+        let text = fs::read_to_string(&path).unwrap().replace("pg_port", "pg_prot");
+        fs::write(&path, text).unwrap();
+        let error = Environment::open(dir.path()).unwrap_err();
+        assert!(error.message.contains("neon.toml"), "{error}");
+        assert!(error.message.contains("pg_prot"), "{error}");
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["main", "a-b_C9"] {
+            check_name("a branch", good).unwrap();
+        }
+        for bad in ["", "-x", "a/b", "..", "a b", &"x".repeat(64)] {
+            check_name("a branch", bad).unwrap_err();
+        }
+    }
+}
