@@ -1,1 +1,10 @@
-//! System tests: real processes, real WAL
+//! A whole system for tests, demos and benchmarks: every process is the real one, driven through the `neon`
+//! command line as a user would.
+#![doc = include_str!("../README.md")]
+
+pub mod bank;
+pub mod cluster;
+pub mod stock;
+
+pub use cluster::{Cluster, Endpoint, Place};
+pub use stock::StockServer;
