@@ -1,1 +1,15 @@
-//! Proposer and acceptor of the WAL quorum as pure state machines, with their wire codec
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod acceptor;
+pub mod codec;
+pub mod command;
+pub mod feedback;
+pub mod ladder;
+pub mod limits;
+pub mod membership;
+pub mod message;
+pub mod quorum;
+mod read;
+pub mod refusal;
+pub mod term_history;
