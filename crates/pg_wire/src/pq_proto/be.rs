@@ -174,6 +174,18 @@ fn framed(
     Ok(())
 }
 
+/// [`framed`] for bodies that can always be encoded.
+fn plain(
+    buf: &mut BytesMut,
+    tag: u8,
+    fill: impl FnOnce(&mut BytesMut),
+) -> Result<(), ProtocolError> {
+    framed(buf, tag, |buf| {
+        fill(buf);
+        Ok(())
+    })
+}
+
 fn put_cstr(buf: &mut BytesMut, what: &'static str, text: &str) -> Result<(), ProtocolError> {
     if text.contains('\0') {
         return Err(ProtocolError::Encode { what, reason: "it contains a NUL" });
@@ -192,10 +204,9 @@ fn put_count(buf: &mut BytesMut, what: &'static str, count: usize) -> Result<(),
 
 /// Formats of COPY streams: text, no columns; storage streams are opaque to the protocol.
 fn put_copy_response(buf: &mut BytesMut, tag: u8) -> Result<(), ProtocolError> {
-    framed(buf, tag, |buf| {
+    plain(buf, tag, |buf| {
         buf.put_u8(0);
         buf.put_i16(0);
-        Ok(())
     })
 }
 
@@ -254,22 +265,22 @@ impl BeMessage<'_> {
     /// Appends the message to `buf`; `buf` is unchanged on error.
     pub fn write(&self, buf: &mut BytesMut) -> Result<(), ProtocolError> {
         match *self {
-            BeMessage::AuthenticationOk => framed(buf, b'R', |buf| Ok(buf.put_u32(0))),
-            BeMessage::AuthenticationCleartextPassword => {
-                framed(buf, b'R', |buf| Ok(buf.put_u32(3)))
+            BeMessage::AuthenticationOk => plain(buf, b'R', |buf| buf.put_u32(0)),
+            BeMessage::AuthenticationCleartextPassword => plain(buf, b'R', |buf| buf.put_u32(3)),
+            BeMessage::EncryptionRefused => {
+                buf.put_u8(b'N');
+                Ok(())
             }
-            BeMessage::EncryptionRefused => Ok(buf.put_u8(b'N')),
             BeMessage::ParameterStatus { name, value } => framed(buf, b'S', |buf| {
                 put_cstr(buf, "parameter name", name)?;
                 put_cstr(buf, "parameter value", value)
             }),
-            BeMessage::NegotiateProtocolVersion { newest_minor } => framed(buf, b'v', |buf| {
+            BeMessage::NegotiateProtocolVersion { newest_minor } => plain(buf, b'v', |buf| {
                 buf.put_u32(newest_minor);
                 buf.put_u32(0);
-                Ok(())
             }),
-            BeMessage::ReadyForQuery => framed(buf, b'Z', |buf| Ok(buf.put_u8(b'I'))),
-            BeMessage::EmptyQueryResponse => framed(buf, b'I', |_| Ok(())),
+            BeMessage::ReadyForQuery => plain(buf, b'Z', |buf| buf.put_u8(b'I')),
+            BeMessage::EmptyQueryResponse => plain(buf, b'I', |_| ()),
             BeMessage::RowDescription(columns) => {
                 framed(buf, b'T', |buf| put_row_description(buf, columns))
             }
@@ -280,31 +291,37 @@ impl BeMessage<'_> {
             BeMessage::CopyOutResponse => put_copy_response(buf, b'H'),
             BeMessage::CopyInResponse => put_copy_response(buf, b'G'),
             BeMessage::CopyBothResponse => put_copy_response(buf, b'W'),
-            BeMessage::CopyData(data) => write_copy_data(buf, |buf| Ok(buf.put_slice(data))),
+            BeMessage::CopyData(_) | BeMessage::XLogData { .. } | BeMessage::KeepAlive { .. } => {
+                plain(buf, b'd', |buf| self.put_copy_payload(buf))
+            }
+            BeMessage::CopyDone => plain(buf, b'c', |_| ()),
+            BeMessage::ErrorResponse { severity, code, message } => {
+                plain(buf, b'E', |buf| put_report(buf, severity, code, message))
+            }
+            BeMessage::NoticeResponse(message) => plain(buf, b'N', |buf| {
+                put_report(buf, "NOTICE", SqlState::SUCCESSFUL_COMPLETION, message);
+            }),
+        }
+    }
+
+    /// What travels inside CopyData; nothing for other messages.
+    fn put_copy_payload(&self, buf: &mut BytesMut) {
+        match *self {
+            BeMessage::CopyData(data) => buf.put_slice(data),
             BeMessage::XLogData { wal_start, wal_end, timestamp, data } => {
-                write_copy_data(buf, |buf| {
-                    buf.put_u8(b'w');
-                    buf.put_u64(wal_start.0);
-                    buf.put_u64(wal_end.0);
-                    buf.put_i64(timestamp);
-                    Ok(buf.put_slice(data))
-                })
+                buf.put_u8(b'w');
+                buf.put_u64(wal_start.0);
+                buf.put_u64(wal_end.0);
+                buf.put_i64(timestamp);
+                buf.put_slice(data);
             }
             BeMessage::KeepAlive { wal_end, timestamp, reply_requested } => {
-                write_copy_data(buf, |buf| {
-                    buf.put_u8(b'k');
-                    buf.put_u64(wal_end.0);
-                    buf.put_i64(timestamp);
-                    Ok(buf.put_u8(u8::from(reply_requested)))
-                })
+                buf.put_u8(b'k');
+                buf.put_u64(wal_end.0);
+                buf.put_i64(timestamp);
+                buf.put_u8(u8::from(reply_requested));
             }
-            BeMessage::CopyDone => framed(buf, b'c', |_| Ok(())),
-            BeMessage::ErrorResponse { severity, code, message } => {
-                framed(buf, b'E', |buf| Ok(put_report(buf, severity, code, message)))
-            }
-            BeMessage::NoticeResponse(message) => framed(buf, b'N', |buf| {
-                Ok(put_report(buf, "NOTICE", SqlState::SUCCESSFUL_COMPLETION, message))
-            }),
+            _ => {}
         }
     }
 }
