@@ -1,0 +1,78 @@
+//! `cargo xtask test`: every test of the project, then PostgreSQL's regression suite on a compute.
+
+use anyhow::{Result, ensure};
+
+use crate::build::{self, Built};
+use crate::regress::{self, Suite};
+use crate::run::{cargo, step, stream};
+use crate::tally::Tally;
+
+/// Options of the command.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Leave PostgreSQL's regression suites out.
+    #[arg(long)]
+    no_regress: bool,
+    /// Only tests of this package.
+    #[arg(long, short)]
+    package: Option<String>,
+}
+
+/// Runs everything and prints `N passed, N failed`.
+pub fn run(options: &Options) -> Result<()> {
+    let built = build::everything()?;
+    let mut tally = cargo_tests(&built, options)?;
+    if !options.no_regress && options.package.is_none() {
+        for (what, settings, verify_pages) in SUITE_RUNS {
+            let suite = regress::Options {
+                suite: Suite::Core,
+                verify_pages: *verify_pages,
+                settings: settings.iter().map(|text| (*text).to_owned()).collect(),
+                output: None,
+            };
+            let result = step(what, || regress::run_with(&built, &suite));
+            match result {
+                Ok(count) => tally.add(count),
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    tally.failed += 1;
+                }
+            }
+        }
+    }
+    println!("{tally}");
+    ensure!(tally.failed == 0, "{} tests failed", tally.failed);
+    Ok(())
+}
+
+/// Runs of the regression suite that belong to every test run.
+const SUITE_RUNS: &[(&str, &[&str], bool)] = &[("run PostgreSQL's regression suite", &[], false)];
+
+/// Runs `cargo test` over all crates that do not live inside PostgreSQL.
+fn cargo_tests(built: &Built, options: &Options) -> Result<Tally> {
+    let mut args = vec!["test", "--release", "--no-fail-fast"];
+    match &options.package {
+        Some(package) => args.extend(["--package", package.as_str()]),
+        None => args.extend(["--workspace"]),
+    }
+    for inside in ["neon_ext", "neon_rmgr", "walredo_guest"] {
+        if options.package.is_none() {
+            args.extend(["--exclude", inside]);
+        }
+    }
+    let mut command = cargo(&args);
+    command.env("NEON_BIN", &built.neon);
+    command.env("NEON_PG_INSTALL", built.compute.root());
+    command.env("NEON_PG_STOCK", built.stock.root());
+    command.env("NEON_PG_STOCK_BUILD", &built.pg.stock.build);
+    command.env("NEON_PG_SOURCE", &built.pg.stock.source);
+    let mut tally = Tally::default();
+    let ok = step("run the tests of all crates", || {
+        stream(&mut command, |line| tally.see_cargo(line))
+    })?;
+    if !ok && tally.failed == 0 {
+        // A test program that did not build or crashed has no count of its own.
+        tally.failed += 1;
+    }
+    Ok(tally)
+}
