@@ -3,6 +3,7 @@
 //! [`Acceptor::step`] takes one input and returns what the runtime has to do. Nothing here waits, and no message from
 //! outside can make it panic: what is wrong is refused with a [`Refusal`] and closes that one connection.
 
+use bytes::Bytes;
 use pg_types::{Lsn, Term};
 
 use crate::command::{AcceptorCommand, AcceptorIdentity, AcceptorState, ConnId};
@@ -445,7 +446,7 @@ impl Acceptor {
             flush_lsn: self.ladder.flush_lsn,
             commit_lsn: self.ladder.persisted_commit_lsn,
             hs_feedback: HotStandbyFeedback::default(),
-            pageserver_feedback: None,
+            pageserver_feedback: Bytes::new(),
         };
         AcceptorCommand::Reply { conn, message: AcceptorMessage::AppendResponse(response) }
     }
@@ -458,7 +459,7 @@ impl Acceptor {
             flush_lsn: Lsn::INVALID,
             commit_lsn: Lsn::INVALID,
             hs_feedback: HotStandbyFeedback::default(),
-            pageserver_feedback: None,
+            pageserver_feedback: Bytes::new(),
         };
         AcceptorCommand::Reply { conn, message: AcceptorMessage::AppendResponse(response) }
     }

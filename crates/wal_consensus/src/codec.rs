@@ -14,7 +14,7 @@
 //! safekeeper to proposer
 //! g  node_id u64, mconf, term u64
 //! v  generation u32, term u64, vote_given u8, flush u64, truncate u64, history
-//! a  generation u32, term u64, flush u64, commit u64, hs_ts i64, hs_xmin u64, hs_catalog_xmin u64, [feedback]
+//! a  generation u32, term u64, flush u64, commit u64, hs_ts i64, hs_xmin u64, hs_catalog_xmin u64, feedback bytes
 //! ```
 //!
 //! Decoding is total: any bytes give a message or a [`CodecError`]; nothing is allocated for a count before the bytes
@@ -23,7 +23,6 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use pg_types::{Generation, Lsn, NodeId, Term};
 
-use crate::feedback::PageserverFeedback;
 use crate::limits::{APPEND_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::membership::{Member, MembershipConf};
 use crate::message::{
@@ -235,9 +234,7 @@ fn put_append_response(out: &mut BytesMut, append: &AppendResponse) {
     out.put_i64(append.hs_feedback.ts);
     out.put_u64(append.hs_feedback.xmin);
     out.put_u64(append.hs_feedback.catalog_xmin);
-    if let Some(feedback) = &append.pageserver_feedback {
-        feedback.encode(out);
-    }
+    out.put_slice(&append.pageserver_feedback);
 }
 
 fn read_append_response(reader: &mut Reader) -> Result<AppendResponse, CodecError> {
@@ -251,10 +248,7 @@ fn read_append_response(reader: &mut Reader) -> Result<AppendResponse, CodecErro
             xmin: reader.u64("hs_xmin")?,
             catalog_xmin: reader.u64("hs_catalog_xmin")?,
         },
-        pageserver_feedback: match reader.remaining() {
-            0 => None,
-            _ => Some(PageserverFeedback::read(reader)?),
-        },
+        pageserver_feedback: reader.rest(),
     })
 }
 

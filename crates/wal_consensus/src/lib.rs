@@ -4,11 +4,11 @@
 pub mod acceptor;
 pub mod codec;
 pub mod command;
-pub mod feedback;
 pub mod ladder;
 pub mod limits;
 pub mod membership;
 pub mod message;
+pub mod proposer;
 pub mod quorum;
 mod read;
 pub mod refusal;

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use pg_types::{Generation, Lsn, NodeId, TenantId, Term, TimelineId, TimestampTz};
 
-use crate::feedback::PageserverFeedback;
 use crate::membership::MembershipConf;
 use crate::term_history::TermHistory;
 
@@ -148,8 +147,9 @@ pub struct AppendResponse {
     pub commit_lsn: Lsn,
     /// From hot standbys.
     pub hs_feedback: HotStandbyFeedback,
-    /// From a page server, when one has spoken since the last response.
-    pub pageserver_feedback: Option<PageserverFeedback>,
+    /// What a page server has said since the last response, as it said it; empty when none has. Consensus does not look
+    /// into it (`pg_wire::replication::PageserverFeedback` does).
+    pub pageserver_feedback: Bytes,
 }
 
 impl AppendHeader {

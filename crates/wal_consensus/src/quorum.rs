@@ -53,6 +53,23 @@ impl Electorate {
         }
     }
 
+    /// Whether those who refuse are so many that the others can no longer decide.
+    pub fn is_blocked_by(&self, refusing: &[NodeId]) -> bool {
+        let blocked = |voters: usize, refusing: usize| voters - majority(voters) < refusing;
+        match self {
+            Electorate::Unnamed { count } => {
+                let mut refusing = refusing.to_vec();
+                refusing.sort_unstable();
+                refusing.dedup();
+                *count == 0 || blocked(*count, refusing.len())
+            }
+            Electorate::Named(sets) => sets.iter().any(|set| {
+                let count = set.iter().filter(|node| refusing.contains(node)).count();
+                set.is_empty() || blocked(set.len(), count)
+            }),
+        }
+    }
+
     /// The highest position that a majority of every set has reached; whoever is not in `reached` has reached 0.
     pub fn common_lsn(&self, reached: &BTreeMap<NodeId, Lsn>) -> Lsn {
         match self {
@@ -69,6 +86,19 @@ impl Electorate {
                 })
                 .min()
                 .unwrap_or_default(),
+        }
+    }
+
+    /// The position that every voter has reached.
+    pub fn everybody_lsn(&self, reached: &BTreeMap<NodeId, Lsn>) -> Lsn {
+        match self {
+            Electorate::Unnamed { count } if reached.len() < *count => Lsn::INVALID,
+            Electorate::Unnamed { .. } => reached.values().copied().min().unwrap_or_default(),
+            Electorate::Named(sets) => {
+                let nodes = sets.iter().flatten();
+                let lsns = nodes.map(|node| reached.get(node).copied().unwrap_or_default());
+                lsns.min().unwrap_or_default()
+            }
         }
     }
 }
@@ -141,6 +171,10 @@ mod tests {
         assert!(three.decides(&[NodeId(1), NodeId(2)], |_| true));
         assert_eq!(three.common_lsn(&lsns(&[(1, 9), (2, 5)])), Lsn(5));
         assert_eq!(three.common_lsn(&lsns(&[(1, 9)])), Lsn(0));
+        assert_eq!(three.everybody_lsn(&lsns(&[(1, 9), (2, 5)])), Lsn(0));
+        assert_eq!(three.everybody_lsn(&lsns(&[(1, 9), (2, 5), (3, 7)])), Lsn(5));
+        assert_eq!(named(&[&[1], &[2]]).everybody_lsn(&lsns(&[(1, 9), (2, 5)])), Lsn(5));
+        assert_eq!(named(&[&[1], &[2]]).everybody_lsn(&lsns(&[(1, 9)])), Lsn(0));
     }
 
     #[test]
@@ -171,6 +205,10 @@ mod tests {
             let known: Vec<NodeId> = reached.keys().copied().collect();
             let decided = electorate.decides(&known, |node| Lsn(at) <= reached[&node]);
             prop_assert_eq!(decided, Lsn(at) <= electorate.common_lsn(&reached));
+            let everybody: Vec<NodeId> = (1..8).map(NodeId).collect();
+            let refuses = |node: &NodeId| reached.get(node).is_none_or(|lsn| *lsn < Lsn(at));
+            let refusing: Vec<NodeId> = everybody.into_iter().filter(refuses).collect();
+            prop_assert_eq!(electorate.is_blocked_by(&refusing), !decided);
         }
     }
 }

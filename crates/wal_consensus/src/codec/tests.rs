@@ -96,34 +96,21 @@ fn responses_have_the_bytes_of_version_3() {
     );
     assert_eq!(vote.encode().len(), 34 + 16);
 
-    let append = |pageserver_feedback| {
+    let append = |feedback: &'static [u8]| {
         AcceptorMessage::AppendResponse(AppendResponse {
             generation: Generation(0),
             term: Term(5),
             flush_lsn: Lsn(0x20),
             commit_lsn: Lsn(0x18),
             hs_feedback: HotStandbyFeedback { ts: -1, xmin: 2, catalog_xmin: 3 },
-            pageserver_feedback,
+            pageserver_feedback: Bytes::from_static(feedback),
         })
     };
     let plain = hex("61 00000000 0000000000000005 0000000000000020 0000000000000018
          ffffffffffffffff 0000000000000002 0000000000000003");
     assert_eq!(plain.len(), 53);
-    assert_eq!(append(None).encode(), plain);
-
-    let feedback = PageserverFeedback { last_received_lsn: Lsn(7), ..Default::default() };
-    let mut with_feedback = plain.clone();
-    with_feedback.push(5);
-    for (key, value) in [
-        ("current_timeline_size", 0u64),
-        ("ps_writelsn", 7),
-        ("ps_flushlsn", 0),
-        ("ps_applylsn", 0),
-        ("ps_replytime", 0),
-    ] {
-        with_feedback.extend([key.as_bytes(), &[0, 0, 0, 0, 8], &value.to_be_bytes()].concat());
-    }
-    assert_eq!(append(Some(feedback)).encode(), with_feedback);
+    assert_eq!(append(&[]).encode(), plain);
+    assert_eq!(append(&[1, 2]).encode(), [&plain[..], &[1, 2]].concat());
 }
 
 #[test]
@@ -144,18 +131,6 @@ fn refusals_name_the_field() {
     assert_eq!(decode(&backwards), Err(CodecError::Value { field: "end_lsn", value: 0xF }));
     let too_long = Bytes::from(vec![b'v'; MESSAGE_BYTES_MAX + 1]);
     assert_eq!(ProposerMessage::decode(too_long), Err(CodecError::TooLong(MESSAGE_BYTES_MAX + 1)));
-}
-
-#[test]
-fn unknown_feedback_keys_are_skipped() {
-    let mut bytes = vec![2];
-    bytes.extend(b"news\0\0\0\0\x03abc");
-    bytes.extend(b"disk_consistent_lsn\0\0\0\0\x08\0\0\0\0\0\0\0\x09");
-    let feedback = PageserverFeedback::decode(Bytes::from(bytes)).unwrap();
-    assert_eq!(
-        feedback,
-        PageserverFeedback { disk_consistent_lsn: Lsn(9), ..PageserverFeedback::default() }
-    );
 }
 
 prop_compose! {
@@ -231,18 +206,6 @@ fn any_proposer_message() -> impl Strategy<Value = ProposerMessage> {
     prop_oneof![greeting, vote, elected, append]
 }
 
-fn any_feedback() -> impl Strategy<Value = PageserverFeedback> {
-    any::<(u64, u64, u64, u64, i64, u32, bool)>().prop_map(|fields| PageserverFeedback {
-        current_timeline_size: fields.0,
-        last_received_lsn: Lsn(fields.1),
-        disk_consistent_lsn: Lsn(fields.2),
-        remote_consistent_lsn: Lsn(fields.3),
-        replytime: fields.4,
-        shard_number: fields.5,
-        corruption_detected: fields.6,
-    })
-}
-
 fn any_acceptor_message() -> impl Strategy<Value = AcceptorMessage> {
     let greeting = (any::<(u64, u64)>(), any_mconf()).prop_map(|((node, term), mconf)| {
         AcceptorMessage::Greeting(AcceptorGreeting {
@@ -263,8 +226,8 @@ fn any_acceptor_message() -> impl Strategy<Value = AcceptorMessage> {
             })
         },
     );
-    let append = (any::<(u32, u64, u64, u64, i64, u64, u64)>(), prop::option::of(any_feedback()))
-        .prop_map(|(fields, pageserver_feedback)| {
+    let append = (any::<(u32, u64, u64, u64, i64, u64, u64)>(), any::<Vec<u8>>()).prop_map(
+        |(fields, feedback)| {
             AcceptorMessage::AppendResponse(AppendResponse {
                 generation: Generation(fields.0),
                 term: Term(fields.1),
@@ -275,9 +238,10 @@ fn any_acceptor_message() -> impl Strategy<Value = AcceptorMessage> {
                     xmin: fields.5,
                     catalog_xmin: fields.6,
                 },
-                pageserver_feedback,
+                pageserver_feedback: feedback.into(),
             })
-        });
+        },
+    );
     prop_oneof![greeting, vote, append]
 }
 
@@ -292,7 +256,7 @@ proptest! {
         prop_assert_eq!(AcceptorMessage::decode(message.encode()), Ok(message));
     }
 
-    /// Every strict prefix of a message is refused, except where the optional feedback begins.
+    /// Every strict prefix of a message is refused.
     #[test]
     fn cut_messages_are_refused(message in any_proposer_message(), at: prop::sample::Index) {
         let bytes = message.encode();
@@ -307,8 +271,7 @@ proptest! {
         if let Ok(message) = ProposerMessage::decode(bytes.clone()) {
             prop_assert_eq!(message.encode(), bytes.clone());
         }
-        let _ = AcceptorMessage::decode(bytes.clone());
-        let _ = PageserverFeedback::decode(bytes);
+        let _ = AcceptorMessage::decode(bytes);
     }
 
     /// One flipped byte never makes the decoder fail otherwise than by its error.

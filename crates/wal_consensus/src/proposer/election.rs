@@ -1,0 +1,284 @@
+//! From greetings to the elected message.
+
+use pg_types::{Generation, Lsn, NodeId, Term, xlog};
+
+use super::{
+    Commands, LostReason, Phase, Proposer, ProposerCommand, ProposerMode, Range, SkFault, SkId,
+    SlotPhase, Step, Vote,
+};
+use crate::message::{
+    AcceptorGreeting, ProposerElected, ProposerGreeting, ProposerMessage, VoteRequest, VoteResponse,
+};
+use crate::quorum::Electorate;
+use crate::term_history::{TermLsn, common_point};
+
+impl Proposer {
+    pub(super) fn connected(&mut self, sk: SkId, commands: &mut Commands) {
+        self.disconnected(sk);
+        let greeting = self.own_greeting();
+        if let Some(slot) = self.slots.get_mut(sk.0) {
+            slot.phase = SlotPhase::Greeting;
+            commands.push(ProposerCommand::Send { sk, message: greeting });
+        }
+    }
+
+    fn own_greeting(&self) -> ProposerMessage {
+        ProposerMessage::Greeting(ProposerGreeting {
+            tenant_id: self.config.tenant_id,
+            timeline_id: self.config.timeline_id,
+            mconf: self.config.mconf.clone(),
+            pg_version: self.config.pg_version,
+            system_id: self.config.system_id,
+            wal_seg_size: self.config.wal_seg_size,
+        })
+    }
+
+    pub(super) fn greeting(
+        &mut self,
+        sk: SkId,
+        greeting: AcceptorGreeting,
+        commands: &mut Commands,
+    ) -> Step {
+        let duplicate = self.slots.iter().enumerate().any(|(index, slot)| {
+            index != sk.0
+                && slot.phase != SlotPhase::Offline
+                && slot.node_id == Some(greeting.node_id)
+        });
+        let Some(slot) = self.slot_mut(sk, SlotPhase::Greeting) else {
+            self.fault(sk, SkFault::Unexpected("greeting"), commands);
+            return Ok(());
+        };
+        if duplicate {
+            self.fault(sk, SkFault::DuplicateNode(greeting.node_id), commands);
+            return Ok(());
+        }
+        if slot.node_id != Some(greeting.node_id) {
+            // Another safekeeper behind the same address: what the former one promised does not bind this one.
+            slot.vote = None;
+        }
+        slot.node_id = Some(greeting.node_id);
+        slot.term = greeting.term;
+        slot.phase = SlotPhase::Greeted;
+        let generation = self.config.mconf.generation;
+        if generation < greeting.mconf.generation {
+            self.adopt_conf(sk, &greeting, commands)?;
+        } else if greeting.mconf.generation < generation {
+            self.fault(sk, SkFault::OldConf, commands);
+            return Ok(());
+        }
+        match self.phase {
+            Phase::CollectingTerms => self.try_campaign(commands),
+            Phase::Campaign | Phase::Elected => {
+                self.check_term(sk, greeting.term)?;
+                self.request_vote(sk, commands);
+                Ok(())
+            }
+            Phase::Over => Ok(()),
+        }
+    }
+
+    /// Membership has moved on. Before the campaign that only means greeting the others again, so that they learn it too;
+    /// after it, the votes were counted by the wrong electorate.
+    fn adopt_conf(
+        &mut self,
+        sk: SkId,
+        greeting: &AcceptorGreeting,
+        commands: &mut Commands,
+    ) -> Step {
+        if self.phase != Phase::CollectingTerms {
+            return Err(LostReason::ConfChanged { sk });
+        }
+        self.config.mconf = greeting.mconf.clone();
+        self.electorate = Electorate::of(&self.config.mconf, self.config.safekeepers);
+        let message = self.own_greeting();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if index != sk.0 && slot.phase == SlotPhase::Greeted {
+                slot.phase = SlotPhase::Greeting;
+                commands.push(ProposerCommand::Send { sk: SkId(index), message: message.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn try_campaign(&mut self, commands: &mut Commands) -> Step {
+        let greeted: Vec<(NodeId, Term)> = self
+            .slots
+            .iter()
+            .filter(|slot| slot.phase == SlotPhase::Greeted)
+            .filter_map(|slot| slot.node_id.map(|node_id| (node_id, slot.term)))
+            .collect();
+        let nodes: Vec<NodeId> = greeted.iter().map(|(node_id, _)| *node_id).collect();
+        if !self.electorate.decides(&nodes, |_| true) {
+            return Ok(());
+        }
+        let seen = greeted.iter().map(|(_, term)| *term).max().unwrap_or_default();
+        let seen = seen.max(self.config.min_term);
+        let Some(term) = seen.0.checked_add(1) else {
+            return Err(LostReason::TermsExhausted(seen));
+        };
+        self.term = Term(term);
+        self.phase = Phase::Campaign;
+        commands.push(ProposerCommand::RecordCampaign { term: self.term });
+        for index in 0..self.slots.len() {
+            self.request_vote(SkId(index), commands);
+        }
+        Ok(())
+    }
+
+    fn request_vote(&mut self, sk: SkId, commands: &mut Commands) {
+        let request = VoteRequest { generation: self.config.mconf.generation, term: self.term };
+        if let Some(slot) = self.slot_mut(sk, SlotPhase::Greeted) {
+            slot.phase = SlotPhase::Voting;
+            let message = ProposerMessage::VoteRequest(request);
+            commands.push(ProposerCommand::Send { sk, message });
+        }
+    }
+
+    pub(super) fn check_term(&self, sk: SkId, term: Term) -> Step {
+        if self.term < term {
+            return Err(LostReason::HigherTerm { sk, term, own_term: self.term });
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_generation(&self, sk: SkId, generation: Generation) -> Step {
+        if generation == self.config.mconf.generation {
+            Ok(())
+        } else {
+            Err(LostReason::ConfChanged { sk })
+        }
+    }
+
+    pub(super) fn vote_response(
+        &mut self,
+        sk: SkId,
+        response: VoteResponse,
+        commands: &mut Commands,
+    ) -> Step {
+        self.check_generation(sk, response.generation)?;
+        let own_term = self.term;
+        let Some(slot) = self.slot_mut(sk, SlotPhase::Voting) else {
+            self.fault(sk, SkFault::Unexpected("vote response"), commands);
+            return Ok(());
+        };
+        if response.term < own_term {
+            self.fault(sk, SkFault::TermWentBack(response.term), commands);
+            return Ok(());
+        }
+        // A vote that was granted over an earlier connection is not lost because the term is not above itself now.
+        let granted_before = slot.vote.as_ref().is_some_and(|vote| vote.granted);
+        slot.phase = SlotPhase::Voted;
+        slot.vote = Some(Vote {
+            granted: response.vote_given || granted_before,
+            flush_lsn: response.flush_lsn,
+            truncate_lsn: response.truncate_lsn,
+            history: response.term_history,
+        });
+        self.check_term(sk, response.term)?;
+        match self.phase {
+            Phase::Campaign => self.count_votes(commands),
+            Phase::Elected => {
+                self.announce(sk, commands);
+                Ok(())
+            }
+            Phase::CollectingTerms | Phase::Over => Ok(()),
+        }
+    }
+
+    fn count_votes(&mut self, commands: &mut Commands) -> Step {
+        let answers: Vec<(NodeId, bool)> = self
+            .slots
+            .iter()
+            .filter_map(|slot| Some((slot.node_id?, slot.vote.as_ref()?.granted)))
+            .collect();
+        let named = |granted: bool| -> Vec<NodeId> {
+            answers.iter().filter(|(_, given)| *given == granted).map(|(node, _)| *node).collect()
+        };
+        if self.electorate.decides(&named(true), |_| true) {
+            return self.win(commands);
+        }
+        if self.electorate.is_blocked_by(&named(false)) {
+            return Err(LostReason::VotesTaken { term: self.term });
+        }
+        Ok(())
+    }
+
+    fn win(&mut self, commands: &mut Commands) -> Step {
+        let (donor, vote) = self.choose_donor().ok_or(LostReason::EmptyTimeline)?;
+        let log_term = vote.history.last_log_term(vote.flush_lsn);
+        self.term_start_lsn = self.check_start(vote.flush_lsn, log_term)?;
+        let own_entry = TermLsn { term: self.term, lsn: self.term_start_lsn };
+        let donor_history = vote.history.up_to(vote.flush_lsn);
+        self.history = donor_history.with(own_entry).map_err(LostReason::DonorHistory)?;
+        self.truncate_lsn =
+            self.votes().map(|(_, vote)| vote.truncate_lsn).max().unwrap_or_default();
+        self.held = Range { begin_lsn: self.term_start_lsn, end_lsn: self.term_start_lsn };
+        self.phase = Phase::Elected;
+        let (term, term_start_lsn) = (self.term, self.term_start_lsn);
+        commands.push(ProposerCommand::RecordElected { term });
+        commands.push(ProposerCommand::Elected { term, term_start_lsn, donor });
+        for index in 0..self.slots.len() {
+            self.announce(SkId(index), commands);
+        }
+        Ok(())
+    }
+
+    fn votes(&self) -> impl Iterator<Item = (SkId, &Vote)> {
+        let votes = self.slots.iter().enumerate();
+        let votes = votes.filter_map(|(index, slot)| Some((SkId(index), slot.vote.as_ref()?)));
+        votes.filter(|(_, vote)| vote.granted)
+    }
+
+    /// The voter with the newest log: by the term of its last WAL first, by length second.
+    fn choose_donor(&self) -> Option<(SkId, Vote)> {
+        let newest = self
+            .votes()
+            .max_by_key(|(_, vote)| (vote.history.last_log_term(vote.flush_lsn), vote.flush_lsn));
+        newest.map(|(sk, vote)| (sk, vote.clone()))
+    }
+
+    /// Where the term begins, if this compute may continue the log at all. Its pages are those of `start_lsn`: had
+    /// another compute written since, they would be out of date. WAL that this very compute wrote in an earlier term
+    /// is in its pages.
+    fn check_start(&self, log_end_lsn: Lsn, log_term: Term) -> Result<Lsn, LostReason> {
+        match self.config.mode {
+            ProposerMode::Sync if log_end_lsn.is_valid() => Ok(log_end_lsn),
+            ProposerMode::Sync => Err(LostReason::EmptyTimeline),
+            ProposerMode::Stream { start_lsn, .. } if !log_end_lsn.is_valid() => Ok(start_lsn),
+            ProposerMode::Stream { start_lsn, own_term } => {
+                // One side may name the start of a WAL page, the other the place behind its header.
+                let same = xlog::normalize(log_end_lsn) == xlog::normalize(start_lsn);
+                if same || own_term == Some(log_term) {
+                    Ok(log_end_lsn)
+                } else {
+                    Err(LostReason::ForeignWal { log_end_lsn, log_term, start_lsn })
+                }
+            }
+        }
+    }
+
+    /// Tells a safekeeper that has answered our vote request, granted or not, where our log and its part.
+    fn announce(&mut self, sk: SkId, commands: &mut Commands) {
+        let Some(slot) = self.slots.get(sk.0).filter(|slot| slot.phase == SlotPhase::Voted) else {
+            return;
+        };
+        let Some(vote) = &slot.vote else { return };
+        let start_lsn = match common_point(&self.history, &vote.history, vote.flush_lsn) {
+            Ok(start_lsn) => start_lsn,
+            Err(error) => return self.fault(sk, error.into(), commands),
+        };
+        let message = ProposerMessage::Elected(ProposerElected {
+            generation: self.config.mconf.generation,
+            term: self.term,
+            start_streaming_at: start_lsn,
+            term_history: self.history.clone(),
+        });
+        if let Some(slot) = self.slots.get_mut(sk.0) {
+            slot.phase = SlotPhase::Active;
+            slot.next_lsn = start_lsn;
+        }
+        commands.push(ProposerCommand::Send { sk, message });
+        // There is no answer to an elected message: the first append request asks for one.
+        self.pump(sk, true, commands);
+    }
+}
