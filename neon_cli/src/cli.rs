@@ -133,6 +133,19 @@ pub enum TimelineCommand {
         #[arg(long)]
         tenant: Option<TenantId>,
     },
+    /// Write a data directory that a stock PostgreSQL 17 starts on, as a tar archive.
+    Backup {
+        /// Name of the branch.
+        name: String,
+        /// Position (default: the newest).
+        #[arg(long)]
+        lsn: Option<Lsn>,
+        /// The archive; must not exist yet.
+        #[arg(long)]
+        output: PathBuf,
+        #[arg(long)]
+        tenant: Option<TenantId>,
+    },
     /// Delete a branch.
     Delete {
         /// Name of the branch.

@@ -1,6 +1,7 @@
 //! An unpatched PostgreSQL from the same source, as the other side of a comparison.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -36,6 +37,21 @@ impl StockServer {
             .arg(&pgdata)
             .output()?;
         ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        StockServer::start_on(install, dir, settings)
+    }
+
+    /// Starts the server on the data directory `dir/pgdata`, which exists.
+    pub fn start_on(
+        install: PgInstall,
+        dir: &Path,
+        settings: &[(&str, &str)],
+    ) -> Result<StockServer> {
+        let user = pg_launch::ensure_system_user()?;
+        let pgdata = dir.join("pgdata");
+        fs::set_permissions(&pgdata, PermissionsExt::from_mode(0o700))?;
+        if let Some(user) = &user {
+            user.give(dir)?;
+        }
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let mut server = StockServer { install, user, pgdata, port, postmaster: None };
         server.launch(settings)?;

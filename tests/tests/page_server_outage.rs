@@ -1,0 +1,77 @@
+//! A page server that is stalled, gone, or back again, as a backend sees it (L011–L015, L337, L338).
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use system_tests::cluster::wait_until;
+use system_tests::{Cluster, Endpoint, Place};
+
+fn prepare(cluster: &Cluster, settings: &[(&str, &str)]) -> Result<Endpoint> {
+    let mut all = vec![("shared_buffers", "1MB"), ("autovacuum", "off")];
+    all.extend_from_slice(settings);
+    let endpoint = cluster.endpoint("main", "main", &all)?;
+    endpoint.connect("postgres")?.batch_execute(
+        "CREATE TABLE data AS SELECT i AS id, repeat('x', 500) AS t FROM generate_series(1, 10000) i",
+    )?;
+    Ok(endpoint)
+}
+
+fn log_contains(cluster: &Cluster, endpoint: &Endpoint, words: &str) -> Result<bool> {
+    let log = fs::read(cluster.endpoint_dir(endpoint).join("postgres.log"))?;
+    Ok(String::from_utf8_lossy(&log).contains(words))
+}
+
+#[test]
+fn the_time_outs_have_their_defaults() -> Result<()> {
+    let cluster = Cluster::start(Place::from_env()?)?;
+    let endpoint = cluster.endpoint("main", "main", &[])?;
+    ensure!(endpoint.value("SHOW neon.pageserver_response_log_timeout")? == "10s");
+    ensure!(endpoint.value("SHOW neon.pageserver_response_disconnect_timeout")? == "2min");
+    Ok(())
+}
+
+#[test]
+fn a_stalled_page_server_is_logged_left_and_found_again() -> Result<()> {
+    let cluster = Cluster::start(Place::from_env()?)?;
+    let settings = [
+        ("neon.pageserver_response_log_timeout", "200ms"),
+        ("neon.pageserver_response_disconnect_timeout", "1s"),
+    ];
+    let endpoint = prepare(&cluster, &settings)?;
+    let pid = Pid::from_raw(i32::try_from(cluster.pid("pageserver/pageserver.pid")?)?);
+    kill(pid, Signal::SIGSTOP)?;
+    let reader = {
+        let endpoint = endpoint.clone();
+        std::thread::spawn(move || endpoint.value("SELECT count(*) FROM data"))
+    };
+    let seen = wait_until("both messages are in the log", || {
+        Ok(log_contains(&cluster, &endpoint, "no response")?
+            && log_contains(&cluster, &endpoint, "disconnect")?)
+    });
+    kill(pid, Signal::SIGCONT)?;
+    seen?;
+    // L012: the query goes on as if nothing had been.
+    let rows = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    ensure!(rows == "10000", "{rows} rows");
+    Ok(())
+}
+
+#[test]
+fn a_page_server_that_stays_away_ends_the_backend_with_sigabrt() -> Result<()> {
+    let cluster = Cluster::start(Place::from_env()?)?;
+    let endpoint = prepare(&cluster, &[("neon.max_reconnect_attempts", "3")])?;
+    cluster.kill("pageserver/pageserver.pid")?;
+    let result = endpoint.value("SELECT count(*) FROM data");
+    ensure!(result.is_err(), "a page was read without a page server");
+    wait_until("the log says that a backend was killed by signal 6", || {
+        log_contains(&cluster, &endpoint, "terminated by signal 6")
+    })?;
+    cluster.neon(&["start"])?;
+    wait_until("the compute, which ended, starts again", || {
+        Ok(cluster.try_neon(&["endpoint", "start", "main"])?.status.success())
+    })?;
+    ensure!(endpoint.value("SELECT count(*) FROM data")? == "10000");
+    Ok(())
+}
