@@ -71,7 +71,8 @@ impl std::fmt::Debug for CopyBoth {
 }
 
 impl CopyBothReader {
-    /// Next piece; `None` when the server has ended its direction (CopyDone) in good order.
+    /// Next piece; `None` when the server has ended its direction in good order: with CopyDone, or, as a walsender does
+    /// whose server shuts down, with CommandComplete alone (`WalSndDone` in `walsender.c`).
     /// Cancellation-safe.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, ClientError> {
         let doing = "reading a COPY stream";
@@ -79,7 +80,9 @@ impl CopyBothReader {
             match self.reader.read_backend_message().await? {
                 None => return Err(ClientError::Closed(doing)),
                 Some(BackendMessage::CopyData(data)) => return Ok(Some(data)),
-                Some(BackendMessage::CopyDone) => return Ok(None),
+                Some(BackendMessage::CopyDone | BackendMessage::CommandComplete(_)) => {
+                    return Ok(None);
+                }
                 Some(BackendMessage::ErrorResponse(error)) => {
                     return Err(ClientError::Server(Box::new(error)));
                 }
