@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output, progress and errors to standard error. An error is one sentence.
 
+mod backup;
 mod cli;
 mod endpoint;
 mod environment;
@@ -94,6 +95,9 @@ fn timeline_command(
         }
         TimelineCommand::List { tenant } => {
             output::timelines(&timeline::list(environment, tenant), json)
+        }
+        TimelineCommand::Backup { name, lsn, output, tenant } => {
+            backup::run(environment, tenant, &name, lsn, &output)
         }
         TimelineCommand::Delete { name, tenant } => timeline::delete(environment, tenant, &name),
     }

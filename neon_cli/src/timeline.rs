@@ -79,7 +79,7 @@ pub fn branch(
 
 /// The newest position that is committed on the safekeepers: everything a client was told is durable lies
 /// below it. The page server waits until it has ingested up to there.
-fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> {
+pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> {
     #[derive(Deserialize)]
     struct SafekeeperDetail {
         commit_lsn: Lsn,
