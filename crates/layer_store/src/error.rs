@@ -70,6 +70,14 @@ pub enum StoreError {
         /// That failure.
         cause: String,
     },
+    /// The layers would break a rule of the version ([V1] to [V5] in `version`); nothing was changed.
+    #[error("refused a set of layers in {path}: {rule}")]
+    BrokenRule {
+        /// The store's directory.
+        path: PathBuf,
+        /// The rule.
+        rule: String,
+    },
     /// Initial images must be given in ascending key order, each key once, into an empty store.
     #[error("initial images out of order: {0}")]
     ImportOrder(String),
@@ -149,4 +157,15 @@ pub enum ReadError {
     /// A file is damaged.
     #[error(transparent)]
     Corrupt(#[from] Corrupt),
+}
+
+/// Why a layer cannot be read while a store is opened or checked.
+impl From<ReadError> for StoreError {
+    fn from(error: ReadError) -> StoreError {
+        match error {
+            ReadError::Io(error) => StoreError::Io(error),
+            ReadError::Corrupt(error) => StoreError::Corrupt(error),
+            other => StoreError::BrokenRule { path: PathBuf::new(), rule: other.to_string() },
+        }
+    }
 }

@@ -13,3 +13,6 @@ pub const PUT_SLICE: usize = 64;
 
 /// Length of an ancestor chain at most; a longer one is a cycle or an accident.
 pub const ANCESTORS_MAX: usize = 1000;
+
+/// Bytes at which an import starts the next image layer.
+pub const IMPORT_LAYER_BYTES: u64 = 128 * 1024 * 1024;

@@ -17,7 +17,7 @@ use pg_types::{Key, Lsn};
 use crate::batch::{BatchEntry, Blob, Chunk};
 use crate::limits::PUT_SLICE;
 use crate::shared::BudgetShare;
-use crate::value::ValueKind;
+use crate::value::{Found, Search, ValueKind};
 
 const PREFIX_SIZE: usize = KEY_SIZE - 4;
 const LOG_PAGE: usize = 4096;
@@ -62,14 +62,6 @@ struct Version {
     blob: Blob,
 }
 
-/// A version found by a read.
-#[derive(Clone, Debug)]
-pub(crate) struct Found {
-    pub(crate) lsn: Lsn,
-    pub(crate) kind: ValueKind,
-    pub(crate) data: Bytes,
-}
-
 impl Log {
     fn push(&mut self, version: Version) -> Link {
         match self.pages.last_mut() {
@@ -105,7 +97,6 @@ fn join(prefix: Prefix, last: u32) -> Key {
 }
 
 impl Index {
-    /// Whether there is room for `versions` more and their chunks in 32-bit numbers.
     fn chain(&self, key: Key) -> Chain<'_> {
         let (prefix, last) = split(key);
         let link = self
@@ -142,10 +133,14 @@ impl Index {
         cost + size_of::<Version>()
     }
 
-    fn data(&self, blob: Blob) -> Bytes {
-        let chunk = usize::try_from(blob.chunk).ok().and_then(|number| self.chunks.get(number));
+    fn slice(&self, blob: Blob) -> &[u8] {
         let start = blob.offset as usize;
-        chunk.map_or_else(Bytes::new, |chunk| chunk.slice(start..start + blob.len as usize))
+        &self.chunks[blob.chunk as usize][start..start + blob.len as usize]
+    }
+
+    fn data(&self, blob: Blob) -> Bytes {
+        let start = blob.offset as usize;
+        self.chunks[blob.chunk as usize].slice(start..start + blob.len as usize)
     }
 }
 
@@ -198,18 +193,16 @@ impl Memtable {
         self.read().log.len == 0
     }
 
-    /// Appends the versions of `key` at or below `lsn` to `found`, newest first, until one needs no older; says
-    /// whether one was found that ends the search.
-    pub(crate) fn get(&self, key: Key, lsn: Lsn, found: &mut Vec<Found>) -> bool {
+    /// Gives the versions of `key` at or below `lsn` to `search`, newest first, until it has enough.
+    pub(crate) fn search(&self, key: Key, lsn: Lsn, search: &mut Search) {
         let index = self.read();
         for version in index.chain(key).filter(|version| version.lsn <= lsn) {
             let data = index.data(version.blob);
-            found.push(Found { lsn: version.lsn, kind: version.kind, data });
-            if version.kind.ends_search() {
-                return true;
+            search.push(Found { lsn: version.lsn, kind: version.kind, data });
+            if search.is_done() {
+                break;
             }
         }
-        false
     }
 
     /// The newest version of a key at or below `lsn`.
@@ -240,16 +233,30 @@ impl Memtable {
         keys
     }
 
-    /// The versions of a key from oldest to newest.
-    pub(crate) fn versions(&self, key: Key, into: &mut Vec<Found>) {
+    /// Visits all versions by ascending key, for each key by ascending LSN. Only for a memtable that takes no more
+    /// versions: its lock is held all the time.
+    pub(crate) fn visit<E>(
+        &self,
+        mut visit: impl FnMut(Key, Lsn, ValueKind, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let index = self.read();
-        into.clear();
-        into.extend(index.chain(key).map(|version| Found {
-            lsn: version.lsn,
-            kind: version.kind,
-            data: index.data(version.blob),
-        }));
-        into.reverse();
+        let mut blocks: Vec<(u32, Link)> = Vec::new();
+        let mut chain: Vec<&Version> = Vec::new();
+        for (prefix, number) in &index.order {
+            let table = usize::try_from(*number).ok().and_then(|number| index.tables.get(number));
+            blocks.clear();
+            blocks.extend(table.into_iter().flatten().map(|(last, link)| (*last, *link)));
+            blocks.sort_unstable();
+            for (last, link) in &blocks {
+                chain.clear();
+                chain.extend(Chain { index: &index, link: *link });
+                for version in chain.iter().rev() {
+                    let value = index.slice(version.blob);
+                    visit(join(*prefix, *last), version.lsn, version.kind, value)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {

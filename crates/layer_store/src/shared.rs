@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::cache::BlockCache;
+use crate::disk::Disk;
+use crate::error::StoreError;
 use crate::options::Options;
 use crate::store::{Store, StoreInner};
 
@@ -16,6 +19,8 @@ pub struct Shared {
 #[derive(Debug)]
 struct SharedInner {
     options: Options,
+    disk: Disk,
+    cache: BlockCache,
     memtable_bytes: Arc<AtomicU64>,
     stores: Mutex<Vec<Weak<StoreInner>>>,
     /// Signalled when memory in use passes a mark.
@@ -49,9 +54,16 @@ impl Drop for BudgetShare {
 impl Shared {
     /// Settings and an empty budget.
     pub fn new(options: Options) -> Shared {
+        Shared::with_disk(options, Disk::default())
+    }
+
+    pub(crate) fn with_disk(options: Options, disk: Disk) -> Shared {
+        let cache = BlockCache::new(options.block_cache_bytes);
         Shared {
             inner: Arc::new(SharedInner {
                 options,
+                disk,
+                cache,
                 memtable_bytes: Arc::default(),
                 stores: Mutex::default(),
                 flush_wanted: Condvar::new(),
@@ -69,6 +81,19 @@ impl Shared {
         self.inner.memtable_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the block cache in use.
+    pub fn block_cache_bytes(&self) -> u64 {
+        self.inner.cache.bytes()
+    }
+
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.inner.disk
+    }
+
+    pub(crate) fn cache(&self) -> &BlockCache {
+        &self.inner.cache
+    }
+
     /// The store to flush next, when one should be: the one with the largest memtable when memory is at three
     /// quarters of the budget, else one whose memtable has reached its own mark. Waits up to `timeout` for it.
     ///
@@ -84,9 +109,36 @@ impl Shared {
         self.choose(&stores)
     }
 
-    /// Whether memory is used up, so that whoever adds to it must flush first.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Returns when memory is not used up, flushing stores, the largest first, in the calling thread. A store that
+    /// cannot be flushed is passed over; its error counts only when no other gives way.
+    pub(crate) fn make_room(&self) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        for store in self.largest_first() {
+            if !self.is_full() {
+                return Ok(());
+            }
+            let mut flusher = store.lock_flusher();
+            // Whoever held the lock may have made room.
+            if self.is_full() {
+                result = result.and(store.flush_locked(&mut flusher).map(|_| ()));
+            }
+        }
+        if self.is_full() { result } else { Ok(()) }
+    }
+
+    fn is_full(&self) -> bool {
         self.memtable_bytes() >= self.options().memtable_bytes
+    }
+
+    /// The stores to flush for room; none while there is room.
+    fn largest_first(&self) -> Vec<Store> {
+        if !self.is_full() {
+            return Vec::new();
+        }
+        let stores = self.inner.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stores: Vec<(u64, Store)> = sizes(&stores).collect();
+        stores.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        stores.into_iter().map(|(_, store)| store).collect()
     }
 
     pub(crate) fn budget_share(&self) -> BudgetShare {
@@ -108,31 +160,22 @@ impl Shared {
         }
     }
 
-    /// The store with the largest memtables.
-    pub(crate) fn largest(&self) -> Option<Store> {
-        let stores = self.inner.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        largest(&stores).map(|(store, _)| store)
-    }
-
     fn pressing(&self) -> bool {
         self.memtable_bytes() >= self.options().memtable_bytes / 4 * 3
     }
 
     fn choose(&self, stores: &[Weak<StoreInner>]) -> Option<Store> {
-        let (store, bytes) = largest(stores)?;
+        let (bytes, store) = sizes(stores).max_by_key(|(bytes, _)| *bytes)?;
         (self.pressing() || bytes >= self.options().memtable_flush_bytes).then_some(store)
     }
 }
 
-fn largest(stores: &[Weak<StoreInner>]) -> Option<(Store, u64)> {
+/// The stores that hold versions in memory, with their bytes.
+fn sizes(stores: &[Weak<StoreInner>]) -> impl Iterator<Item = (u64, Store)> {
     stores
         .iter()
         .filter_map(Weak::upgrade)
-        .map(|inner| {
-            let store = Store::from_inner(inner);
-            let bytes = store.memtable_bytes();
-            (store, bytes)
-        })
-        .filter(|(_, bytes)| *bytes > 0)
-        .max_by_key(|(_, bytes)| *bytes)
+        .map(|inner| Store { inner })
+        .map(|store| (store.memtable_bytes(), store))
+        .filter(|(bytes, _)| *bytes > 0)
 }

@@ -56,6 +56,62 @@ impl ValueKind {
     }
 }
 
+/// How a layer came about; the numbers are those of the manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LayerKind {
+    /// Versions of a stretch of LSNs.
+    Delta = 0,
+    /// Whole values at one LSN.
+    Image = 1,
+}
+
+impl LayerKind {
+    pub(crate) fn from_number(number: u8) -> Option<LayerKind> {
+        [LayerKind::Delta, LayerKind::Image].get(usize::from(number)).copied()
+    }
+}
+
+/// A version found by a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) lsn: Lsn,
+    pub(crate) kind: ValueKind,
+    pub(crate) data: Bytes,
+}
+
+/// Collects versions of one key, newest first, until there are enough.
+#[derive(Debug)]
+pub(crate) struct Search {
+    pub(crate) found: Vec<Found>,
+    newest_only: bool,
+    done: bool,
+    /// Memtables and layers looked into.
+    pub(crate) visited: u32,
+}
+
+impl Search {
+    /// Wants versions down to one that needs no older.
+    pub(crate) fn all() -> Search {
+        Search { found: Vec::new(), newest_only: false, done: false, visited: 0 }
+    }
+
+    /// Wants the newest version alone.
+    pub(crate) fn newest() -> Search {
+        Search { newest_only: true, ..Search::all() }
+    }
+
+    pub(crate) fn push(&mut self, found: Found) {
+        debug_assert!(!self.done);
+        self.done = self.newest_only || found.kind.ends_search();
+        self.found.push(found);
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+}
+
 /// Everything needed to rebuild a key's value at one LSN.
 ///
 /// The value is `base` with `deltas` applied in order. A base of zero length means that the key was removed
