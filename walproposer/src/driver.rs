@@ -1,0 +1,377 @@
+//! Runs a [`Proposer`]: feeds it what happens and does what it says, in its order. Shared by `run` and `sync`.
+
+use std::collections::BTreeMap;
+
+use pg_types::{Lsn, Term};
+use pg_wire::client::ConnectParams;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior};
+use wal_consensus::message::{AcceptorMessage, AppendHeader};
+use wal_consensus::proposer::{
+    LostReason, Proposer, ProposerCommand, ProposerConfig, ProposerInput, SkId,
+};
+
+use crate::fetch::{FetchOrder, fetch};
+use crate::limits::{EVENTS_PER_TURN, HEARTBEAT_INTERVAL, WINDOW_BYTES_MAX};
+use crate::link::{Event, LinkSender, keep_connected};
+use crate::progress::StorageProgress;
+use crate::term_file::{TermFile, TermFileError};
+use crate::window::{GapError, Window};
+
+/// Events that may wait for the driver; more and the connections read no further.
+const EVENTS_MAX: usize = 1024;
+
+/// What the campaign and the reign have come to, for the caller to act upon.
+#[derive(Debug, Default)]
+pub(crate) struct Milestones {
+    /// The election is won; WAL is wanted from here.
+    pub(crate) elected: Option<Lsn>,
+    /// Sync mode is done.
+    pub(crate) synced: Option<Lsn>,
+    /// This proposer is history.
+    pub(crate) lost: Option<LostReason>,
+    /// Somebody lacks WAL that only the compute has: its stream must begin again here.
+    pub(crate) rewind: Option<Lsn>,
+    /// The commit position has moved.
+    pub(crate) committed: bool,
+    /// The page server has reported, or a second has passed: time to tell the backends.
+    pub(crate) publish: bool,
+}
+
+struct Link {
+    conn: u64,
+    sender: LinkSender,
+}
+
+struct Fetch {
+    number: u64,
+    end_lsn: Lsn,
+    window: Window,
+    tasks: JoinSet<()>,
+}
+
+/// See the module's description.
+pub(crate) struct Driver {
+    proposer: Proposer,
+    safekeepers: Vec<ConnectParams>,
+    links: BTreeMap<SkId, Link>,
+    fetches: BTreeMap<SkId, Fetch>,
+    fetch_count: u64,
+    window: Window,
+    term_file: Option<TermFile>,
+    storage: StorageProgress,
+    milestones: Milestones,
+    events: mpsc::Receiver<Event>,
+    events_sender: mpsc::Sender<Event>,
+    heartbeat: Interval,
+    /// The connections; they end with the driver.
+    _tasks: JoinSet<()>,
+}
+
+impl Driver {
+    /// Connects to the safekeepers and begins a campaign. With a term file, terms are remembered there.
+    pub(crate) fn start(
+        config: ProposerConfig,
+        safekeepers: Vec<ConnectParams>,
+        term_file: Option<TermFile>,
+    ) -> Driver {
+        let (events_sender, events) = mpsc::channel(EVENTS_MAX);
+        let mut tasks = JoinSet::new();
+        for (index, params) in safekeepers.iter().enumerate() {
+            tasks.spawn(keep_connected(SkId(index), params.clone(), events_sender.clone()));
+        }
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Driver {
+            proposer: Proposer::new(config),
+            safekeepers,
+            links: BTreeMap::new(),
+            fetches: BTreeMap::new(),
+            fetch_count: 0,
+            window: Window::default(),
+            term_file,
+            storage: StorageProgress::default(),
+            milestones: Milestones::default(),
+            events,
+            events_sender,
+            heartbeat,
+            _tasks: tasks,
+        }
+    }
+
+    /// Begins another campaign; everybody is met anew.
+    pub(crate) fn restart(&mut self, config: ProposerConfig) {
+        self.links.clear();
+        self.fetches.clear();
+        self.window = Window::default();
+        self.milestones = Milestones::default();
+        self.proposer = Proposer::new(config);
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.proposer.term()
+    }
+
+    pub(crate) fn commit_lsn(&self) -> Lsn {
+        self.proposer.commit_lsn()
+    }
+
+    /// End of the compute's WAL that is here.
+    pub(crate) fn held_until(&self) -> Lsn {
+        self.window.end_lsn()
+    }
+
+    pub(crate) fn storage(&self) -> &StorageProgress {
+        &self.storage
+    }
+
+    pub(crate) fn term_file(&self) -> Option<&TermFile> {
+        self.term_file.as_ref()
+    }
+
+    /// What has happened since the last call.
+    pub(crate) fn take_milestones(&mut self) -> Milestones {
+        std::mem::take(&mut self.milestones)
+    }
+
+    /// Whether more WAL of the compute can be held.
+    pub(crate) fn has_room(&self) -> bool {
+        self.window.len() < WINDOW_BYTES_MAX
+    }
+
+    /// Waits for the next event and takes it, and a few more if they are there. Cancellation-safe.
+    ///
+    /// # Errors
+    /// When the terms cannot be remembered.
+    pub(crate) async fn turn(&mut self) -> Result<(), TermFileError> {
+        tokio::select! {
+            event = self.events.recv() => {
+                if let Some(event) = event {
+                    self.take(event)?;
+                }
+                for _ in 1..EVENTS_PER_TURN {
+                    match self.events.try_recv() {
+                        Ok(event) => self.take(event)?,
+                        Err(_) => break,
+                    }
+                }
+                self.trim()
+            }
+            _ = self.heartbeat.tick() => {
+                self.milestones.publish = true;
+                self.step(ProposerInput::Heartbeat)
+            }
+        }
+    }
+
+    /// The compute's WAL begins, or begins again, here.
+    pub(crate) fn wal_begins(&mut self, lsn: Lsn) -> Result<(), TermFileError> {
+        self.window = Window::at(lsn);
+        self.hold()
+    }
+
+    /// The compute's next WAL.
+    pub(crate) fn wal(
+        &mut self,
+        begin_lsn: Lsn,
+        wal: bytes::Bytes,
+    ) -> Result<Result<(), GapError>, TermFileError> {
+        if let Err(gap) = self.window.push(begin_lsn, wal, None) {
+            return Ok(Err(gap));
+        }
+        self.hold()?;
+        self.trim()?;
+        Ok(Ok(()))
+    }
+
+    fn hold(&mut self) -> Result<(), TermFileError> {
+        let (begin_lsn, end_lsn) = (self.window.begin_lsn(), self.window.end_lsn());
+        self.step(ProposerInput::WalHeld { begin_lsn, end_lsn })
+    }
+
+    /// Forgets WAL that everybody has, and, when there is too much, WAL that a quorum has.
+    fn trim(&mut self) -> Result<(), TermFileError> {
+        let before = self.window.begin_lsn();
+        self.window.evict_below(self.proposer.truncate_lsn());
+        if WINDOW_BYTES_MAX <= self.window.len() {
+            self.window.evict_below(self.proposer.evictable_lsn());
+        }
+        if self.window.begin_lsn() == before { Ok(()) } else { self.hold() }
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), TermFileError> {
+        match event {
+            Event::Connected { sk, conn, sender } => {
+                self.links.insert(sk, Link { conn, sender });
+                self.step(ProposerInput::Connected { sk })
+            }
+            Event::Message { sk, conn, message } if self.is_current(sk, conn) => {
+                self.take_feedback(&message);
+                self.step(ProposerInput::Message { sk, message })
+            }
+            Event::Written { sk, conn, wal_bytes } if self.is_current(sk, conn) => {
+                self.step(ProposerInput::Written { sk, wal_bytes })
+            }
+            Event::Disconnected { sk, conn } if self.is_current(sk, conn) => {
+                self.links.remove(&sk);
+                self.step(ProposerInput::Disconnected { sk })
+            }
+            Event::Fetched { sk, fetch, begin_lsn, wal, permit } => {
+                let Some(current) = self.fetches.get_mut(&sk).filter(|f| f.number == fetch) else {
+                    return Ok(());
+                };
+                if let Err(error) = current.window.push(begin_lsn, wal, Some(permit)) {
+                    tracing::warn!(%error, "fetched WAL");
+                    self.fetches.remove(&sk);
+                    return self.step(ProposerInput::FetchFailed { sk });
+                }
+                let (begin_lsn, end_lsn) = (current.window.begin_lsn(), current.window.end_lsn());
+                self.step(ProposerInput::FetchedHeld { sk, begin_lsn, end_lsn })
+            }
+            Event::FetchEnded { sk, fetch, failed: true }
+                if self.fetches.get(&sk).is_some_and(|current| current.number == fetch) =>
+            {
+                self.fetches.remove(&sk);
+                self.step(ProposerInput::FetchFailed { sk })
+            }
+            // From a connection or a fetch that was given up.
+            Event::Message { .. }
+            | Event::Written { .. }
+            | Event::Disconnected { .. }
+            | Event::FetchEnded { .. } => Ok(()),
+        }
+    }
+
+    fn is_current(&self, sk: SkId, conn: u64) -> bool {
+        self.links.get(&sk).is_some_and(|link| link.conn == conn)
+    }
+
+    fn take_feedback(&mut self, message: &AcceptorMessage) {
+        if let AcceptorMessage::AppendResponse(response) = message
+            && !response.pageserver_feedback.is_empty()
+        {
+            self.storage.take(response.pageserver_feedback.clone());
+            self.milestones.publish = true;
+        }
+    }
+
+    fn step(&mut self, input: ProposerInput) -> Result<(), TermFileError> {
+        let mut inputs = vec![input];
+        // Doing what was said can itself be news, such as a connection that has to be given up.
+        while let Some(input) = inputs.pop() {
+            for command in self.proposer.step(input) {
+                inputs.extend(self.execute(command)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(
+        &mut self,
+        command: ProposerCommand,
+    ) -> Result<Option<ProposerInput>, TermFileError> {
+        match command {
+            ProposerCommand::RecordCampaign { term } => {
+                tracing::info!(%term, "campaigning");
+                if let Some(file) = &mut self.term_file {
+                    file.save(crate::term_file::Terms { campaign_term: term, ..file.terms() })?;
+                }
+            }
+            ProposerCommand::RecordElected { term } => {
+                if let Some(file) = &mut self.term_file {
+                    let elected_term = Some(term);
+                    file.save(crate::term_file::Terms { elected_term, ..file.terms() })?;
+                }
+            }
+            ProposerCommand::Elected { term, term_start_lsn, donor } => {
+                let donor = self.safekeepers.get(donor.0).map(|sk| sk.endpoint().to_string());
+                tracing::info!(%term, %term_start_lsn, donor, "elected");
+                self.window = Window::at(term_start_lsn);
+                self.milestones.elected = Some(term_start_lsn);
+            }
+            ProposerCommand::Send { sk, message } => {
+                if let Some(link) = self.links.get(&sk) {
+                    link.sender.send(&message);
+                }
+            }
+            ProposerCommand::Append { sk, header } => return Ok(self.append(sk, &header)),
+            ProposerCommand::FetchWal { sk, begin_lsn, end_lsn, donor } => {
+                return Ok(self.fetch(sk, begin_lsn, end_lsn, donor));
+            }
+            ProposerCommand::CommitAdvanced { commit_lsn } => {
+                tracing::trace!(%commit_lsn, "commit");
+                self.milestones.committed = true;
+            }
+            ProposerCommand::Synced { end_lsn } => self.milestones.synced = Some(end_lsn),
+            ProposerCommand::Reconnect { sk, fault } => {
+                let endpoint = self.safekeepers.get(sk.0).map(|sk| sk.endpoint().to_string());
+                tracing::warn!(safekeeper = endpoint, %fault, "giving up a connection");
+                self.links.remove(&sk);
+                self.fetches.remove(&sk);
+            }
+            ProposerCommand::Lost { reason } => self.milestones.lost = Some(reason),
+        }
+        Ok(None)
+    }
+
+    fn append(&mut self, sk: SkId, header: &AppendHeader) -> Option<ProposerInput> {
+        let link = self.links.get(&sk)?;
+        let (begin_lsn, end_lsn) = (header.begin_lsn, header.end_lsn);
+        if begin_lsn == end_lsn {
+            link.sender.append(header, Vec::new());
+            return None;
+        }
+        if let Some(wal) = self.window.slice(begin_lsn, end_lsn) {
+            link.sender.append(header, wal);
+            return None;
+        }
+        let fetch = self.fetches.get_mut(&sk);
+        if let Some(fetch) = fetch
+            && let Some(wal) = fetch.window.slice(begin_lsn, end_lsn)
+        {
+            link.sender.append(header, wal);
+            fetch.window.evict_below(end_lsn);
+            if fetch.end_lsn <= end_lsn {
+                self.fetches.remove(&sk);
+            }
+            return None;
+        }
+        tracing::error!(%begin_lsn, %end_lsn, "WAL that was said to be held is not");
+        self.links.remove(&sk);
+        Some(ProposerInput::Disconnected { sk })
+    }
+
+    /// From a donor when there is one; otherwise from the compute, which keeps everything that is not committed.
+    fn fetch(
+        &mut self,
+        sk: SkId,
+        begin_lsn: Lsn,
+        end_lsn: Lsn,
+        donor: Option<SkId>,
+    ) -> Option<ProposerInput> {
+        let donor = donor.and_then(|donor| self.safekeepers.get(donor.0).cloned());
+        let Some(donor) = donor else {
+            if begin_lsn < self.proposer.commit_lsn() {
+                return Some(ProposerInput::FetchFailed { sk });
+            }
+            let earlier = self.milestones.rewind.map_or(begin_lsn, |lsn| lsn.min(begin_lsn));
+            self.milestones.rewind = Some(earlier);
+            return None;
+        };
+        self.fetch_count += 1;
+        let (number, term) = (self.fetch_count, self.proposer.term());
+        tracing::info!(%begin_lsn, %end_lsn, donor = %donor.endpoint(), "fetching WAL");
+        let order = FetchOrder { sk, fetch: number, begin_lsn, end_lsn, term };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(fetch(order, donor, self.events_sender.clone()));
+        self.fetches.insert(sk, Fetch { number, end_lsn, window: Window::at(begin_lsn), tasks });
+        None
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}

@@ -1,0 +1,26 @@
+//! Every bound and wait of this crate, with its reason.
+
+use std::time::Duration;
+
+/// WAL kept for safekeepers that come back, and for those that are slower than the compute. More than this and WAL that
+/// a quorum has is forgotten; a safekeeper that lacks it gets it from another one.
+pub(crate) const WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// WAL on its way from a donor to one safekeeper.
+pub(crate) const FETCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Everybody hears from us this often, so that silence means trouble.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// A safekeeper that answers nothing for so long, heartbeats included, is disconnected.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The compute's walsender speaks every half `wal_sender_timeout` (30 s) at the least, unless it is switched off.
+pub(crate) const COMPUTE_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause before connecting again; doubles up to [`BACKOFF_MAX`].
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// Longest pause before connecting again: a safekeeper that comes back waits no longer than this.
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Messages without WAL (heartbeats, commit positions) that may wait in front of one slow safekeeper; further ones are
+/// left out, since each later one says more.
+pub(crate) const EMPTY_APPENDS_MAX: usize = 64;
+/// Events taken in one go before the compute is told what they amount to.
+pub(crate) const EVENTS_PER_TURN: usize = 64;
+/// Bytes gathered for one write to a safekeeper.
+pub(crate) const WRITE_BATCH_BYTES: usize = 256 * 1024;

@@ -1,0 +1,197 @@
+//! Beside a compute: its WAL to the safekeepers, the quorum's position back.
+
+use pg_types::{Lsn, Term};
+use pg_wire::replication::{StandbyStatusUpdate, current_timestamp};
+use tokio_util::sync::CancellationToken;
+use wal_consensus::proposer::{LostReason, ProposerConfig, ProposerMode};
+
+use crate::backoff::Backoff;
+use crate::compute::{ComputeStream, ServerIdentity, StreamEvent, wait_for_server};
+use crate::config::{ComputeConfig, Config, ConfigError};
+use crate::driver::{Driver, Milestones};
+use crate::feedback::{FEEDBACK_FILE_NAME, FeedbackFile};
+use crate::link::safekeeper_params;
+use crate::outcome::{Outcome, Verdict, WalproposerError, judge};
+use crate::sync::wal_segment_size;
+use crate::term_file::TermFile;
+
+/// Streams the WAL of the configured compute until the compute stops, another one takes over, or `shutdown` is cancelled.
+/// Safekeepers that are down are waited for, for ever; commits wait with it.
+///
+/// To be run on a current-thread runtime of its own: a commit then passes through without changing threads.
+///
+/// # Errors
+/// When the configuration is wrong, a file in the data directory cannot be written, or no campaign can succeed.
+pub async fn run(
+    config: &Config,
+    shutdown: CancellationToken,
+) -> Result<Outcome, WalproposerError> {
+    config.endpoints()?;
+    let compute = config.compute.as_ref().ok_or(ConfigError::NoCompute)?;
+    let term_file = TermFile::open(&compute.pgdata)?;
+    let feedback =
+        FeedbackFile::open(&compute.pgdata).map_err(|source| feedback_failed(compute, source))?;
+    let identity = tokio::select! {
+        () = shutdown.cancelled() => return Ok(Outcome::Cancelled),
+        identity = wait_for_server(compute) => identity,
+    };
+    let mut reign = Reign::start(config, compute, identity, term_file, feedback)?;
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(Outcome::Cancelled),
+        outcome = reign.rule() => outcome,
+    }
+}
+
+fn feedback_failed(compute: &ComputeConfig, source: std::io::Error) -> WalproposerError {
+    WalproposerError::Feedback { path: compute.pgdata.join(FEEDBACK_FILE_NAME), source }
+}
+
+struct Reign<'a> {
+    config: &'a Config,
+    compute: &'a ComputeConfig,
+    identity: ServerIdentity,
+    driver: Driver,
+    stream: ComputeStream,
+    feedback: FeedbackFile,
+    backoff: Backoff,
+    min_term: Term,
+    elected: bool,
+}
+
+impl<'a> Reign<'a> {
+    fn start(
+        config: &'a Config,
+        compute: &'a ComputeConfig,
+        identity: ServerIdentity,
+        term_file: TermFile,
+        feedback: FeedbackFile,
+    ) -> Result<Reign<'a>, WalproposerError> {
+        let endpoints = config.endpoints()?;
+        let params = endpoints.iter().map(|endpoint| safekeeper_params(config, endpoint)).collect();
+        let terms = term_file.terms();
+        let proposer = proposer_config(
+            config,
+            identity,
+            terms.campaign_term,
+            ProposerMode::Stream { start_lsn: compute.start_lsn, own_term: terms.elected_term },
+        );
+        Ok(Reign {
+            config,
+            compute,
+            identity,
+            driver: Driver::start(proposer, params, Some(term_file)),
+            stream: ComputeStream::new(compute.clone(), identity),
+            feedback,
+            backoff: Backoff::new(),
+            min_term: terms.campaign_term,
+            elected: false,
+        })
+    }
+
+    async fn rule(&mut self) -> Result<Outcome, WalproposerError> {
+        loop {
+            let room = self.driver.has_room();
+            tokio::select! {
+                turn = self.driver.turn() => turn?,
+                event = self.stream.next(), if room => match event {
+                    StreamEvent::Wal { begin_lsn, wal } => self.wal(begin_lsn, wal)?,
+                    StreamEvent::Opened | StreamEvent::ReplyRequested => self.report().await,
+                    StreamEvent::Ended => return Ok(self.stopped()),
+                },
+            }
+            let milestones = self.driver.take_milestones();
+            if let Some(outcome) = self.act(milestones).await? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn stopped(&self) -> Outcome {
+        let commit_lsn = self.driver.commit_lsn();
+        tracing::info!(%commit_lsn, "the compute has stopped");
+        Outcome::ComputeStopped { commit_lsn }
+    }
+
+    fn wal(&mut self, begin_lsn: Lsn, wal: bytes::Bytes) -> Result<(), WalproposerError> {
+        if let Err(error) = self.driver.wal(begin_lsn, wal)? {
+            // The stream was opened at another place than the window: open it at the right one.
+            tracing::error!(%error, "the compute's WAL");
+            self.stream.open_at(self.driver.held_until());
+        }
+        Ok(())
+    }
+
+    async fn act(&mut self, milestones: Milestones) -> Result<Option<Outcome>, WalproposerError> {
+        if let Some(reason) = milestones.lost {
+            return self.lost(reason).await;
+        }
+        if let Some(term_start_lsn) = milestones.elected {
+            self.elected = true;
+            self.backoff.reset();
+            self.stream.open_at(term_start_lsn);
+        }
+        if let Some(lsn) = milestones.rewind {
+            tracing::info!(%lsn, "streaming the compute's WAL again");
+            self.driver.wal_begins(lsn)?;
+            self.stream.open_at(lsn);
+        }
+        if milestones.committed || milestones.publish {
+            self.report().await;
+        }
+        if milestones.publish {
+            self.feedback
+                .write(&self.driver.storage().merged(), self.driver.commit_lsn())
+                .map_err(|source| feedback_failed(self.compute, source))?;
+        }
+        Ok(None)
+    }
+
+    async fn lost(&mut self, reason: LostReason) -> Result<Option<Outcome>, WalproposerError> {
+        tracing::warn!(%reason, elected = self.elected, "leadership lost");
+        match judge(reason, self.elected) {
+            Verdict::End(outcome) => return Ok(Some(outcome)),
+            Verdict::Fail(reason) => return Err(WalproposerError::Consensus(reason)),
+            Verdict::Retry(term) => self.min_term = self.min_term.max(term),
+        }
+        self.elected = false;
+        self.stream.close();
+        self.backoff.pause().await;
+        let own_term = self.driver.term_file().and_then(|file| file.terms().elected_term);
+        let min_term = self.min_term.max(self.driver.term());
+        let mode = ProposerMode::Stream { start_lsn: self.compute.start_lsn, own_term };
+        self.driver.restart(proposer_config(self.config, self.identity, min_term, mode));
+        Ok(None)
+    }
+
+    /// Tells the compute what is durable: backends that wait for their commit are released by it.
+    async fn report(&mut self) {
+        let commit_lsn = self.driver.commit_lsn();
+        let status = StandbyStatusUpdate {
+            write_lsn: commit_lsn,
+            flush_lsn: commit_lsn,
+            apply_lsn: self.driver.storage().merged().disk_consistent_lsn,
+            timestamp: current_timestamp(),
+            reply_requested: false,
+        };
+        self.stream.report(status).await;
+    }
+}
+
+fn proposer_config(
+    config: &Config,
+    identity: ServerIdentity,
+    min_term: Term,
+    mode: ProposerMode,
+) -> ProposerConfig {
+    ProposerConfig {
+        tenant_id: config.tenant_id,
+        timeline_id: config.timeline_id,
+        pg_version: identity.version_num,
+        system_id: identity.system_id,
+        wal_seg_size: wal_segment_size(),
+        safekeepers: config.safekeepers.len(),
+        mconf: config.mconf.clone(),
+        min_term,
+        mode,
+    }
+}
