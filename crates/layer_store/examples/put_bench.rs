@@ -1,6 +1,10 @@
 //! How fast values are put and flushed by one thread.
 //!
-//! `cargo run --release -p layer_store --example put_bench -- [VALUE_BYTES] [MIB] [BLOCKS]`
+//! `cargo run --release -p layer_store --example put_bench -- [VALUE_BYTES] [MIB] [BLOCKS] [NOISE_PERCENT]`
+//!
+//! `NOISE_PERCENT` of the bytes are random, the others repeat: what the compressor finds.
+#![expect(clippy::cast_possible_truncation, reason = "the numbers are small or random")]
+#![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 use std::time::Instant;
 
@@ -8,6 +12,7 @@ use layer_store::{Options, RecordPosition, Shared, Store, WriteBatch};
 use pg_types::{ForkNumber, Key, Lsn, RelFileLocator};
 
 const RECORDS_PER_BATCH: u64 = 100;
+const READS: u32 = 2000;
 
 struct Rng(u64);
 
@@ -31,11 +36,13 @@ fn main() {
     let dir = tempfile::tempdir().expect("a directory");
     let shared = Shared::new(Options::default());
     let store = Store::create(dir.path(), Lsn(8), None, &shared).expect("a store");
-    // Half noise, half repetition: about as compressible as WAL.
+    let noise = argument(4, 30);
     let mut rng = Rng(0x1234_5678_9abc_def1);
-    let pool: Vec<u8> = (0..1 << 20)
-        .map(|at| if at % 16 < 8 { rng.next() as u8 } else { (at / 4096) as u8 })
-        .collect();
+    let mut byte = |at: u64| {
+        let random = rng.next();
+        if (at / 8 * 37) % 100 < noise { random as u8 } else { (at / 4096) as u8 }
+    };
+    let pool: Vec<u8> = (0..1 << 20).map(&mut byte).collect();
     let count = (mib << 20) / value_bytes as u64;
     let rel = RelFileLocator { spc_oid: 1663, db_oid: 5, rel_number: 16384 };
     let (mut lsn, mut put_seconds, mut flush_seconds) = (8, 0.0, 0.0);
@@ -73,13 +80,13 @@ fn main() {
     );
     let started = Instant::now();
     let mut deltas = 0;
-    for _ in 0..10_000 {
+    for _ in 0..READS {
         let key = Key::rel_block(rel.fork(ForkNumber::Main), (rng.next() % blocks) as u32);
         deltas += store.get(key, Lsn(lsn)).expect("a read").deltas.len();
     }
     println!(
         "{:.1} µs for a read of {:.0} deltas",
-        started.elapsed().as_secs_f64() * 100.0,
-        deltas as f64 / 10_000.0
+        started.elapsed().as_secs_f64() * 1e6 / f64::from(READS),
+        deltas as f64 / f64::from(READS)
     );
 }

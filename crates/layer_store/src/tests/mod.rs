@@ -1,4 +1,5 @@
 //! Tests of the whole store.
+#![expect(clippy::cast_possible_truncation, reason = "numbers of these tests are small")]
 
 mod budget;
 mod concurrent;

@@ -5,6 +5,8 @@
 //! version of the key. Versions of a key are a chain from newest to oldest, the order in which reads want them.
 //! Value bytes stay in the chunks of the batches that brought them.
 
+mod visit;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{PoisonError, RwLock};
@@ -231,32 +233,6 @@ impl Memtable {
             }
         }
         keys
-    }
-
-    /// Visits all versions by ascending key, for each key by ascending LSN. Only for a memtable that takes no more
-    /// versions: its lock is held all the time.
-    pub(crate) fn visit<E>(
-        &self,
-        mut visit: impl FnMut(Key, Lsn, ValueKind, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let index = self.read();
-        let mut blocks: Vec<(u32, Link)> = Vec::new();
-        let mut chain: Vec<&Version> = Vec::new();
-        for (prefix, number) in &index.order {
-            let table = usize::try_from(*number).ok().and_then(|number| index.tables.get(number));
-            blocks.clear();
-            blocks.extend(table.into_iter().flatten().map(|(last, link)| (*last, *link)));
-            blocks.sort_unstable();
-            for (last, link) in &blocks {
-                chain.clear();
-                chain.extend(Chain { index: &index, link: *link });
-                for version in chain.iter().rev() {
-                    let value = index.slice(version.blob);
-                    visit(join(*prefix, *last), version.lsn, version.kind, value)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
