@@ -48,7 +48,9 @@ impl Rig {
     fn record(&mut self, effects: &[Effect]) -> Result<Lsn, IngestError> {
         let start_lsn = self.lsn;
         self.lsn = self.lsn + 0x40;
-        let record = DecodedRecord { start_lsn, next_lsn: self.lsn, ..DecodedRecord::default() };
+        let mut record = DecodedRecord::default();
+        record.start_lsn = start_lsn;
+        record.next_lsn = self.lsn;
         if effects.iter().any(super::reads_the_store) {
             self.ingest.commit()?;
         }
@@ -137,9 +139,9 @@ fn what_was_cut_off_never_comes_back() {
     assert!(rig.get(block(3)).is_missing());
     assert_eq!(rig.nblocks(main_fork()), Some(100));
 
+    rig.apply(extend(main_fork(), 101));
     let lsn = rig.lsn;
     rig.ingest.batch.image(block(3), lsn, &[8; BLCKSZ]);
-    rig.ingest.batch.records = 1;
     rig.apply(Effect::TransactionEnd(ended(1000, vec![], vec![LOCATOR])));
     // A new life, known only from the store.
     rig.ingest.commit().unwrap();
