@@ -71,8 +71,8 @@ pub enum SuperviseError {
 pub struct WalproposerCommand {
     /// The program.
     pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<std::ffi::OsString>,
+    /// Its configuration.
+    pub config_file: PathBuf,
 }
 
 /// Starts PostgreSQL on its data directory.
@@ -127,7 +127,7 @@ fn is_ready(pid_file: &Path) -> bool {
 /// Starts a walproposer.
 pub fn start_walproposer(command: &WalproposerCommand) -> Result<Child, SuperviseError> {
     let mut child = std::process::Command::new(&command.program);
-    child.args(&command.args).stdin(Stdio::null());
+    child.arg("walproposer").arg("-c").arg(&command.config_file).stdin(Stdio::null());
     pg_launch::ffi::die_with_parent(&mut child, Signal::SIGKILL);
     Command::from(child)
         .spawn()

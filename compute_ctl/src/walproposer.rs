@@ -1,6 +1,66 @@
-//! The walproposer as a child process: what its exit codes say.
+//! The walproposer: its configuration for this compute, and what its exit codes say.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+
+use pg_types::Lsn;
+use tokio_util::sync::CancellationToken;
+use walproposer::{ComputeConfig, Outcome, WalproposerError};
+
+use crate::config::{Config, SUPERUSER};
+
+/// The walproposer's configuration; without a start position it can only [`sync`].
+fn configuration(config: &Config, start_lsn: Option<Lsn>) -> walproposer::Config {
+    walproposer::Config {
+        tenant_id: config.tenant_id,
+        timeline_id: config.timeline_id,
+        safekeepers: config.safekeepers.iter().map(|node| node.address.clone()).collect(),
+        mconf: Default::default(),
+        auth_token: None,
+        compute: start_lsn.map(|start_lsn| ComputeConfig {
+            pgdata: config.pgdata.clone(),
+            socket_dir: config.socket_dir(),
+            port: config.port,
+            user: SUPERUSER.to_owned(),
+            start_lsn,
+        }),
+    }
+}
+
+/// Where WAL ends, as a quorum of the safekeepers has it (L300).
+pub async fn sync(config: &Config, shutdown: CancellationToken) -> Result<Lsn, WalproposerError> {
+    walproposer::sync(&configuration(config, None), shutdown).await
+}
+
+/// Writes the configuration of this compute's walproposer beside the status file; its path.
+pub fn write_configuration(config: &Config, start_lsn: Lsn) -> std::io::Result<PathBuf> {
+    let path = config.status_file.with_file_name("walproposer.toml");
+    let text = toml::to_string(&configuration(config, Some(start_lsn)))
+        .map_err(std::io::Error::other)?;
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
+
+/// Runs a walproposer on a file of [`write_configuration`]'s, as a process of its own.
+pub async fn run_walproposer(path: &Path, shutdown: CancellationToken) -> WalproposerExit {
+    let read = || -> std::io::Result<walproposer::Config> {
+        toml::from_str(&std::fs::read_to_string(path)?).map_err(std::io::Error::other)
+    };
+    let config = match read() {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "could not read the configuration");
+            return WalproposerExit::Failed;
+        }
+    };
+    match walproposer::run(&config, shutdown).await {
+        Ok(outcome) => WalproposerExit::from(outcome),
+        Err(error) => {
+            tracing::error!("the walproposer failed: {error:#}");
+            WalproposerExit::Failed
+        }
+    }
+}
 
 /// How a walproposer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +73,17 @@ pub enum WalproposerExit {
     Diverged,
     /// Anything else: a crash, an error that may go away.
     Failed,
+}
+
+impl From<Outcome> for WalproposerExit {
+    fn from(outcome: Outcome) -> WalproposerExit {
+        tracing::info!(?outcome, "the walproposer ends");
+        match outcome {
+            Outcome::ComputeStopped { .. } | Outcome::Cancelled => WalproposerExit::Stopped,
+            Outcome::Fenced { .. } => WalproposerExit::Fenced,
+            Outcome::Diverged { .. } => WalproposerExit::Diverged,
+        }
+    }
 }
 
 impl WalproposerExit {
