@@ -58,11 +58,11 @@ impl FrameBuffer {
         self.start == self.end
     }
 
-    /// Takes the next whole message; `None` while it is incomplete.
+    /// Looks at the next whole message; `None` while it is incomplete.
     ///
     /// # Errors
     /// A length that no message has; the connection is of no more use.
-    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+    pub fn peek_frame(&self) -> Result<Option<Frame<'_>>, FrameError> {
         let waiting = self.bytes.get(self.start..self.end).unwrap_or_default();
         let Some([tag, a, b, c, d]) = waiting.first_chunk::<HEADER>().copied() else {
             return Ok(None);
@@ -72,11 +72,17 @@ impl FrameBuffer {
             Ok(length) if (4..=MAX_BODY + 4).contains(&length) => length - 4,
             _ => return Err(FrameError { tag, length }),
         };
+        Ok(waiting.get(HEADER..HEADER + body_len).map(|body| Frame { tag, body }))
+    }
+
+    /// Takes the next whole message; `None` while it is incomplete.
+    ///
+    /// # Errors
+    /// As [`FrameBuffer::peek_frame`].
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        let Some(Frame { tag, body }) = self.peek_frame()? else { return Ok(None) };
         let from = self.start + HEADER;
-        let to = from + body_len;
-        if to > self.end {
-            return Ok(None);
-        }
+        let to = from + body.len();
         self.start = to;
         Ok(Some(Frame { tag, body: self.bytes.get(from..to).unwrap_or_default() }))
     }

@@ -111,16 +111,6 @@ pub fn learn(sizes: &mut Sizes<'_>, rel: RelTag, answer: Known) -> (Known, Optio
     }
 }
 
-/// A new main fork: the other forks are known not to exist. Returns displaced forks.
-#[must_use = "the displaced forks' metadata LSNs must be raised"]
-pub fn create_main(sizes: &mut Sizes<'_>, locator: RelFileLocator) -> [Option<RelTag>; 3] {
-    [
-        set(sizes, locator.fork(ForkNumber::Fsm), Known::Absent),
-        set(sizes, locator.fork(ForkNumber::Vm), Known::Absent),
-        set(sizes, locator.fork(ForkNumber::Main), Known::Blocks(0)),
-    ]
-}
-
 /// The fork is gone.
 pub fn forget(sizes: &mut Sizes<'_>, rel: RelTag) {
     sizes.remove(&ForkKey::new(rel));
@@ -181,7 +171,7 @@ mod tests {
         let mut owned = Owned::<ForkKey, Entry>::new(8);
         let mut other = rel(9);
         other.locator.db_oid = 6;
-        assert_eq!(create_main(&mut owned.table(), rel(1).locator), [None; 3]);
+        assert_eq!(set(&mut owned.table(), rel(1), Known::Blocks(0)), None);
         assert_eq!(set(&mut owned.table(), other, Known::Blocks(2)), None);
         forget_database(&mut owned.table(), 5);
         assert_eq!(get(&mut owned, rel(1)), None);

@@ -1,4 +1,16 @@
-//! Everything that touches Postgres' memory or functions directly.
+//! Everything that touches Postgres' memory or functions directly. See `README.md` in this folder.
 
-mod guc;
+pub mod feedback_map;
+pub mod guc;
+mod hooks;
 mod init;
+mod interrupts;
+pub mod latch;
+mod lwlock;
+pub mod mask;
+pub mod process;
+pub mod report;
+pub mod shmem;
+mod smgr_table;
+mod utility;
+pub mod xlog;

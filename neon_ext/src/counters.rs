@@ -1,0 +1,136 @@
+//! What the compute's storage manager has done since the server started, in shared memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::ffi::shmem;
+
+/// One number that only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    /// Pages asked for.
+    GetPageRequests,
+    /// Questions whether a fork exists.
+    ExistsRequests,
+    /// Questions for a fork's size.
+    NblocksRequests,
+    /// Questions for a database's size.
+    DbSizeRequests,
+    /// Batches of requests sent at once.
+    Flushes,
+    /// Connections opened.
+    Connects,
+    /// Connections lost or closed in the middle of a request.
+    Disconnects,
+    /// Waits for a response that were long enough for the log.
+    StuckRequests,
+    /// Connections closed because no response came.
+    ResponseTimeouts,
+    /// Errors that the page server answered.
+    ErrorResponses,
+    /// Pages written to spill files.
+    SpillWrites,
+    /// Pages read from spill files.
+    SpillReads,
+    /// Images of free space map pages logged.
+    FsmImages,
+    /// Images logged of pages that could not be spilled.
+    UnloggedImages,
+    /// Records "relation extended" logged.
+    ExtendRecords,
+    /// Pages compared with the page server's.
+    AuditedPages,
+    /// Microseconds that writers were held back.
+    ThrottledMicros,
+}
+
+/// Every counter with its name in views, in the order of their declaration.
+const COUNTERS: [(Counter, &str); 17] = [
+    (Counter::GetPageRequests, "getpage_sync_requests_total"),
+    (Counter::ExistsRequests, "exists_requests_total"),
+    (Counter::NblocksRequests, "nblocks_requests_total"),
+    (Counter::DbSizeRequests, "dbsize_requests_total"),
+    (Counter::Flushes, "pageserver_send_flushes_total"),
+    (Counter::Connects, "pageserver_connects_total"),
+    (Counter::Disconnects, "pageserver_disconnects_total"),
+    (Counter::StuckRequests, "compute_getpage_stuck_requests_total"),
+    (Counter::ResponseTimeouts, "pageserver_response_timeouts_total"),
+    (Counter::ErrorResponses, "pageserver_error_responses_total"),
+    (Counter::SpillWrites, "spill_writes_total"),
+    (Counter::SpillReads, "spill_reads_total"),
+    (Counter::FsmImages, "fsm_images_logged_total"),
+    (Counter::UnloggedImages, "unlogged_page_images_logged_total"),
+    (Counter::ExtendRecords, "relation_extend_records_total"),
+    (Counter::AuditedPages, "audited_pages_total"),
+    (Counter::ThrottledMicros, "backpressure_throttling_us_total"),
+];
+
+/// Upper bounds of the histogram's buckets, in microseconds; the last bucket has none.
+const BUCKETS: [u64; 21] = [
+    10, 20, 30, 60, 100, 200, 300, 600, 1_000, 2_000, 3_000, 6_000, 10_000, 20_000, 30_000, 60_000,
+    100_000, 300_000, 1_000_000, 3_000_000, 10_000_000,
+];
+
+/// The numbers. All-zero bytes are a valid value.
+#[repr(C)]
+pub struct Counters {
+    values: [AtomicU64; COUNTERS.len()],
+    getpage_wait: [AtomicU64; BUCKETS.len() + 1],
+    getpage_wait_micros: AtomicU64,
+}
+
+/// Adds to a counter; nothing happens where there is no shared memory.
+pub fn add(counter: Counter, amount: u64) {
+    let value = shmem::fixed().and_then(|fixed| fixed.counters.values.get(counter as usize));
+    if let Some(value) = value {
+        value.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+/// A counter's value.
+pub fn get(counter: Counter) -> u64 {
+    shmem::fixed()
+        .and_then(|fixed| fixed.counters.values.get(counter as usize))
+        .map_or(0, |value| value.load(Ordering::Relaxed))
+}
+
+/// Records how long a read of one or more pages waited for the page server.
+pub fn observe_getpage_wait(time: Duration) {
+    let Some(fixed) = shmem::fixed() else { return };
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let bucket = BUCKETS.partition_point(|bound| *bound < micros);
+    if let Some(count) = fixed.counters.getpage_wait.get(bucket) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    fixed.counters.getpage_wait_micros.fetch_add(micros, Ordering::Relaxed);
+}
+
+/// One line of the view `neon_perf_counters`: metric, upper bound of a histogram's bucket in seconds, value.
+pub type Line = (String, Option<f64>, f64);
+
+#[expect(clippy::cast_precision_loss, reason = "counters are shown, not computed with")]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+/// All counters for the view.
+pub fn lines() -> Vec<Line> {
+    let Some(fixed) = shmem::fixed() else { return Vec::new() };
+    let load = |value: &AtomicU64| float(value.load(Ordering::Relaxed));
+    let mut lines: Vec<Line> = COUNTERS
+        .iter()
+        .map(|(counter, name)| ((*name).to_owned(), None, float(get(*counter))))
+        .collect();
+    let name = "getpage_wait_seconds";
+    let mut cumulated = 0.0;
+    let bounds = BUCKETS.iter().map(|micros| float(*micros) / 1e6).chain([f64::INFINITY]);
+    for (bound, count) in bounds.zip(&fixed.counters.getpage_wait) {
+        cumulated += load(count);
+        lines.push((format!("{name}_bucket"), Some(bound), cumulated));
+    }
+    lines.push((format!("{name}_count"), None, cumulated));
+    let sum = load(&fixed.counters.getpage_wait_micros) / 1e6;
+    lines.push((format!("{name}_sum"), None, sum));
+    lines
+}

@@ -1,0 +1,65 @@
+//! The last-written LSN cache in shared memory. The rules are in `compute_core::last_written`.
+
+use std::sync::atomic::Ordering;
+
+use compute_core::last_written::{self, BlockKey, METADATA_BLOCK};
+use pg_types::{BlockNumber, Lsn, RelTag};
+
+use crate::ffi::shmem::{self, LAST_WRITTEN_PARTITIONS};
+use crate::ffi::xlog;
+
+/// The position to send with a read of a page.
+pub fn get(rel: RelTag, block: BlockNumber) -> Lsn {
+    ensure_floors();
+    let key = BlockKey::new(rel, block);
+    shmem::last_written_read(key.partition(LAST_WRITTEN_PARTITIONS), |table, floor| {
+        last_written::get(table, floor, &key)
+    })
+}
+
+/// The position to send with a question for a fork's existence or size.
+pub fn get_metadata(rel: RelTag) -> Lsn {
+    get(rel, METADATA_BLOCK)
+}
+
+/// Records a page's last change; returns what is now known.
+pub fn set(rel: RelTag, block: BlockNumber, lsn: Lsn) -> Lsn {
+    let key = BlockKey::new(rel, block);
+    shmem::last_written_write(key.partition(LAST_WRITTEN_PARTITIONS), |table, floor| {
+        last_written::set(table, floor, key, lsn)
+    })
+}
+
+/// Records the last change of several pages.
+pub fn set_range(rel: RelTag, blocks: std::ops::Range<BlockNumber>, lsn: Lsn) {
+    for block in blocks {
+        set(rel, block, lsn);
+    }
+}
+
+/// Records the last change of a fork's existence or size.
+pub fn set_metadata(rel: RelTag, lsn: Lsn) {
+    set(rel, METADATA_BLOCK, lsn);
+}
+
+/// Everything that is not in the cache may have changed at `lsn` (L117).
+pub fn raise_floors(lsn: Lsn) {
+    for partition in 0..LAST_WRITTEN_PARTITIONS {
+        shmem::last_written_write(partition, |_, floor| *floor = (*floor).max(lsn));
+    }
+}
+
+/// The first reader after the start sets the floors. The right value, the position the server started at, is not
+/// known when shared memory is made; the flush position at the first read is at or after it. Entries displaced
+/// before that have raised a floor too, to less.
+fn ensure_floors() {
+    let known = |order| shmem::fixed().is_some_and(|fixed| fixed.floors_known.load(order) != 0);
+    if known(Ordering::Acquire) {
+        return;
+    }
+    raise_floors(xlog::started_position());
+    // While the startup process is still at work the position is preliminary.
+    if let (false, Some(fixed)) = (xlog::in_recovery(), shmem::fixed()) {
+        fixed.floors_known.store(1, Ordering::Release);
+    }
+}

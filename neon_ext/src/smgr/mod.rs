@@ -1,0 +1,13 @@
+//! The storage manager for permanent relations.
+
+mod contract;
+mod create;
+mod read;
+mod size;
+mod write;
+
+pub use contract::{Error, StorageManager};
+pub use create::select;
+
+/// Permanent relations: pages come from the page server, changes go there as WAL (L001).
+pub struct PageServerStorage;

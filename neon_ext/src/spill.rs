@@ -1,0 +1,123 @@
+//! Local files for pages of unlogged build phases (design D4). The rules are in `compute_core::spill`.
+//!
+//! Files are opened for each operation: builds that outgrow shared buffers are rare, and a descriptor kept open could
+//! outlive its file. Nothing is synced: the files are worthless after a crash or restart.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+
+use compute_core::spill::{self as core, SPILL_DIRECTORY};
+use pg_types::page::{self, Page, SIZE_OF_PAGE_HEADER};
+use pg_types::{BLCKSZ, BlockNumber, RelTag};
+
+use crate::counters::{self, Counter};
+use crate::ffi::shmem;
+
+/// Makes an empty spill directory, at server start.
+pub fn reset() -> io::Result<()> {
+    match fs::remove_dir_all(SPILL_DIRECTORY) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::create_dir(SPILL_DIRECTORY)
+}
+
+/// Whether the fork has spilled pages.
+fn has_file(rel: RelTag) -> bool {
+    let any = shmem::fixed().is_some_and(|fixed| fixed.spilled_forks.load(Ordering::Acquire) > 0);
+    any && shmem::spilled_read(|spilled| core::has_file(spilled, rel))
+}
+
+fn offset(block: BlockNumber) -> u64 {
+    u64::from(block) * BLCKSZ as u64
+}
+
+/// Fills `bytes` from the start of a block's place; zeros where the file has nothing.
+fn read_at(file: &File, block: BlockNumber, bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset(block) + filled as u64) {
+            Ok(0) => {
+                rest.fill(0);
+                return Ok(());
+            }
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the block's place holds a page.
+fn holds_page(file: &File, block: BlockNumber) -> io::Result<bool> {
+    let mut header = [0; SIZE_OF_PAGE_HEADER];
+    read_at(file, block, &mut header)?;
+    Ok(header.iter().any(|byte| *byte != 0))
+}
+
+/// Reads a spilled page; `false` when the block is not spilled, and `page` is then undefined.
+pub fn read(rel: RelTag, block: BlockNumber, page: &mut Page) -> io::Result<bool> {
+    if !has_file(rel) {
+        return Ok(false);
+    }
+    let file = File::open(core::file_path(rel))?;
+    read_at(&file, block, page)?;
+    let spilled = !page::is_new(page);
+    counters::add(Counter::SpillReads, u64::from(spilled));
+    Ok(spilled)
+}
+
+/// Keeps a page. `false` when there is no room to remember another fork.
+pub fn write(rel: RelTag, block: BlockNumber, page: &Page) -> io::Result<bool> {
+    let path = core::file_path(rel);
+    let in_place = has_file(rel) && holds_page(&File::open(&path)?, block)?;
+    if !in_place && !shmem::spilled_write(|spilled| core::add_page(spilled, rel)) {
+        return Ok(false);
+    }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+    file.write_all_at(page, offset(block))?;
+    counters::add(Counter::SpillWrites, 1);
+    Ok(true)
+}
+
+/// The block has been written with a WAL position, or is blank: a spilled version is out of date.
+pub fn remove(rel: RelTag, block: BlockNumber) -> io::Result<()> {
+    if !has_file(rel) {
+        return Ok(());
+    }
+    let path = core::file_path(rel);
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    if !holds_page(&file, block)? {
+        return Ok(());
+    }
+    file.write_all_at(&page::ZERO_PAGE, offset(block))?;
+    shmem::spilled_write(|spilled| {
+        if core::remove_page(spilled, rel) { fs::remove_file(&path) } else { Ok(()) }
+    })
+}
+
+/// The fork was cut to `blocks`. The number of pages in the file is from then on known only as "at most".
+pub fn truncate(rel: RelTag, blocks: BlockNumber) -> io::Result<()> {
+    if !has_file(rel) {
+        return Ok(());
+    }
+    let file = OpenOptions::new().write(true).open(core::file_path(rel))?;
+    if file.metadata()?.len() > offset(blocks) {
+        file.set_len(offset(blocks))?;
+    }
+    Ok(())
+}
+
+/// The fork is gone, or new.
+pub fn forget(rel: RelTag) -> io::Result<()> {
+    if !has_file(rel) {
+        return Ok(());
+    }
+    shmem::spilled_write(|spilled| {
+        if core::forget(spilled, rel) { fs::remove_file(core::file_path(rel)) } else { Ok(()) }
+    })
+}

@@ -1,0 +1,66 @@
+//! Functions of `CREATE EXTENSION neon`. Their SQL declarations are in `sql/neon--1.0.sql`.
+
+use pgrx::prelude::*;
+
+use crate::counters::{self, Counter};
+use crate::ffi::{feedback_map, shmem};
+
+/// Version of the extension.
+#[pg_extern]
+fn neon_version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// Whether permanent relations of this server live on a page server.
+#[pg_extern]
+fn neon_is_compute() -> bool {
+    shmem::is_attached()
+}
+
+/// Logical size of the timeline in bytes; NULL while unknown.
+#[pg_extern]
+fn pg_cluster_size() -> Option<i64> {
+    let size = feedback_map::read()?.current_timeline_size;
+    i64::try_from(size).ok().filter(|size| *size > 0)
+}
+
+/// How far storage is, as bytes from 0/0; NULL while unknown.
+#[pg_extern]
+#[expect(
+    clippy::type_complexity,
+    reason = "the macro reads the columns from the type as it is written"
+)]
+fn backpressure_positions() -> TableIterator<
+    'static,
+    (
+        name!(received, Option<i64>),
+        name!(disk_consistent, Option<i64>),
+        name!(remote_consistent, Option<i64>),
+        name!(committed, Option<i64>),
+    ),
+> {
+    let known = |lsn: pg_types::Lsn| i64::try_from(lsn.0).ok().filter(|lsn| *lsn > 0);
+    let row = feedback_map::read().map_or((None, None, None, None), |feedback| {
+        (
+            known(feedback.last_received_lsn),
+            known(feedback.disk_consistent_lsn),
+            known(feedback.remote_consistent_lsn),
+            known(feedback.commit_lsn),
+        )
+    });
+    TableIterator::once(row)
+}
+
+/// Microseconds that writers were held back since the server started.
+#[pg_extern]
+fn backpressure_throttling_time() -> i64 {
+    i64::try_from(counters::get(Counter::ThrottledMicros)).unwrap_or(i64::MAX)
+}
+
+/// Counters and histograms of the page client.
+#[pg_extern]
+fn get_perf_counters()
+-> TableIterator<'static, (name!(metric, String), name!(bucket_le, Option<f64>), name!(value, f64))>
+{
+    TableIterator::new(counters::lines())
+}

@@ -1,0 +1,62 @@
+/* Objects of the extension neon, version 1.0. The functions are in neon_ext/src/sql.rs. */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION neon" to load this file. \quit
+
+CREATE FUNCTION neon_version() RETURNS text
+AS 'MODULE_PATHNAME', 'neon_version_wrapper'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION neon_version() IS 'version of the neon library';
+
+CREATE FUNCTION neon_is_compute() RETURNS boolean
+AS 'MODULE_PATHNAME', 'neon_is_compute_wrapper'
+LANGUAGE C STABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION neon_is_compute() IS 'whether permanent relations live on a page server';
+
+CREATE FUNCTION pg_cluster_size() RETURNS bigint
+AS 'MODULE_PATHNAME', 'pg_cluster_size_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION pg_cluster_size() IS 'logical size of the timeline in bytes, as storage reported it last; NULL if unknown';
+
+CREATE FUNCTION backpressure_positions(
+    OUT received bigint, OUT disk_consistent bigint, OUT remote_consistent bigint, OUT committed bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'backpressure_positions_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION backpressure_positions() IS 'WAL positions reported by storage, in bytes; NULL if unknown';
+
+CREATE FUNCTION backpressure_lsns(
+    OUT received_lsn pg_lsn, OUT disk_consistent_lsn pg_lsn, OUT remote_consistent_lsn pg_lsn)
+AS $$
+    SELECT '0/0'::pg_lsn + p.received, '0/0'::pg_lsn + p.disk_consistent, '0/0'::pg_lsn + p.remote_consistent
+    FROM backpressure_positions() p
+$$
+LANGUAGE SQL VOLATILE;
+
+COMMENT ON FUNCTION backpressure_lsns() IS 'WAL that the page server has received, made durable, and made durable in the object store';
+
+CREATE FUNCTION backpressure_throttling_time() RETURNS bigint
+AS 'MODULE_PATHNAME', 'backpressure_throttling_time_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION backpressure_throttling_time() IS 'microseconds that writers were held back since the server started';
+
+CREATE FUNCTION get_perf_counters(OUT metric text, OUT bucket_le float8, OUT value float8)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'get_perf_counters_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+CREATE VIEW neon_perf_counters AS SELECT * FROM get_perf_counters();
+
+COMMENT ON VIEW neon_perf_counters IS 'what the storage manager has done since the server started; bucket_le is the upper bound of a histogram''s bucket in seconds';
+
+-- Reading these tells nothing about anybody's data, but they are for operators.
+REVOKE ALL ON FUNCTION get_perf_counters() FROM PUBLIC;
+REVOKE ALL ON FUNCTION backpressure_positions() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION get_perf_counters() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION backpressure_positions() TO pg_monitor;
+GRANT SELECT ON neon_perf_counters TO pg_monitor;
