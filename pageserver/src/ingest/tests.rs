@@ -47,7 +47,7 @@ impl Rig {
     /// Applies effects as one record; not put yet.
     fn record(&mut self, effects: &[Effect]) -> Result<Lsn, IngestError> {
         let start_lsn = self.lsn;
-        self.lsn = self.lsn + 0x40;
+        self.lsn += 0x40;
         let mut record = DecodedRecord::default();
         record.start_lsn = start_lsn;
         record.next_lsn = self.lsn;
