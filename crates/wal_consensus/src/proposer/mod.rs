@@ -94,7 +94,8 @@ pub enum ProposerInput {
         /// Position behind the last byte.
         end_lsn: Lsn,
     },
-    /// Fetching has failed; it is asked for again with the next heartbeat.
+    /// Fetching has ended before the end of the order, and what was fetched is thrown away. What is still missing is
+    /// asked for again with the next heartbeat.
     FetchFailed {
         /// For whom.
         sk: SkId,
@@ -434,6 +435,7 @@ impl Proposer {
             ProposerInput::FetchFailed { sk } => {
                 if let Some(slot) = self.slots.get_mut(sk.0) {
                     slot.fetching = false;
+                    slot.fetched = Range::default();
                 }
             }
             ProposerInput::Written { sk, wal_bytes } => {
