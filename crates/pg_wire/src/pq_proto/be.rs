@@ -38,6 +38,8 @@ impl SqlState {
     pub const IDLE_TIMEOUT: SqlState = SqlState("57P05");
     /// `io_error`
     pub const IO_ERROR: SqlState = SqlState("58030");
+    /// `undefined_file`
+    pub const UNDEFINED_FILE: SqlState = SqlState("58P01");
     /// `data_corrupted`
     pub const DATA_CORRUPTED: SqlState = SqlState("XX001");
     /// `internal_error`

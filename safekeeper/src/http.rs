@@ -1,0 +1,176 @@
+//! The HTTP API: JSON in and out. An error is `{"code": "...", "msg": "..."}`: a word that stays, and a sentence for
+//! people.
+//!
+//! | method and path | what |
+//! |---|---|
+//! | GET `/v1/status` | `{"id"}` |
+//! | GET `/metrics` | Prometheus |
+//! | POST `/v1/tenant/timeline` | create; 201, or 200 when it exists so already |
+//! | GET `/v1/tenant/timeline` | list |
+//! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | positions, terms, readers |
+//! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever; `{"dir_existed"}` |
+//! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/membership` | switch the configuration; 409 when older |
+//! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint` | save late positions, remove WAL, now |
+
+mod error;
+mod types;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post, put};
+use pg_types::{NodeId, TenantId, TimelineId};
+use serde_json::json;
+use wal_consensus::membership::MembershipConf;
+
+use crate::metrics::Metrics;
+use crate::timeline::TenantTimelineId;
+use crate::timelines::Timelines;
+use error::ApiError;
+use types::{CreateRequest, MembershipResponse, TimelineStatus};
+
+/// Longest request body: the largest request is a membership configuration.
+const BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// What the handlers need.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// Number of this safekeeper.
+    pub id: NodeId,
+    /// The timelines.
+    pub timelines: Arc<Timelines>,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
+}
+
+type ApiResult<T> = Result<T, ApiError>;
+type TimelinePath = Result<Path<(TenantId, TimelineId)>, PathRejection>;
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let timeline = "/v1/tenant/{tenant_id}/timeline/{timeline_id}";
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
+        .route("/v1/tenant/timeline", post(create).get(list))
+        .route(timeline, get(detail).delete(delete))
+        .route(&format!("{timeline}/membership"), put(switch_membership))
+        .route(&format!("{timeline}/checkpoint"), post(checkpoint))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "no such path"))
+        .method_not_allowed_fallback(async || {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            ApiError::new(status, "method_not_allowed", "the path exists, but not with this method")
+        })
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+fn id(path: TimelinePath) -> ApiResult<TenantTimelineId> {
+    let Path((tenant_id, timeline_id)) = path?;
+    Ok(TenantTimelineId { tenant_id, timeline_id })
+}
+
+async fn status(State(api): State<Api>) -> impl IntoResponse {
+    Json(json!({ "id": api.id }))
+}
+
+async fn metrics(State(api): State<Api>) -> ApiResult<String> {
+    api.metrics.lsn.reset();
+    api.metrics.term.reset();
+    api.metrics.quarantined.reset();
+    for (id, timeline) in api.timelines.list() {
+        let (tenant, timeline_id) = (id.tenant_id.to_string(), id.timeline_id.to_string());
+        let labels = [tenant.as_str(), timeline_id.as_str()];
+        api.metrics.quarantined.with_label_values(&labels).set(i64::from(timeline.is_err()));
+        let Ok(timeline) = timeline else { continue };
+        let progress = timeline.progress();
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        api.metrics.term.with_label_values(&labels).set(gauge(progress.term.0));
+        let ladder = progress.ladder;
+        for (position, lsn) in [
+            ("commit", ladder.commit_lsn),
+            ("flush", ladder.flush_lsn),
+            ("write", ladder.write_lsn),
+            ("peer_horizon", ladder.truncate_lsn),
+            ("remote_consistent", timeline.feedback().remote_consistent_lsn()),
+        ] {
+            let labels = [labels[0], labels[1], position];
+            api.metrics.lsn.with_label_values(&labels).set(gauge(lsn.0));
+        }
+    }
+    Ok(api.metrics.render()?)
+}
+
+async fn create(
+    State(api): State<Api>,
+    body: Result<Json<CreateRequest>, JsonRejection>,
+) -> ApiResult<impl IntoResponse> {
+    let Json(request) = body?;
+    let (timeline, new) = api.timelines.create(request.into()).await?;
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(TimelineStatus::of(&timeline).await?)))
+}
+
+async fn list(State(api): State<Api>) -> impl IntoResponse {
+    let timelines = api.timelines.list();
+    let entry = |(id, timeline): (TenantTimelineId, Result<_, crate::timeline::TimelineError>)| {
+        json!({
+            "tenant_id": id.tenant_id,
+            "timeline_id": id.timeline_id,
+            "quarantined": timeline.err().map(|error| error.to_string()),
+        })
+    };
+    Json(timelines.into_iter().map(entry).collect::<Vec<_>>())
+}
+
+async fn detail(State(api): State<Api>, path: TimelinePath) -> ApiResult<Json<TimelineStatus>> {
+    let timeline = api.timelines.get(id(path)?)?;
+    Ok(Json(TimelineStatus::of(&timeline).await?))
+}
+
+async fn delete(State(api): State<Api>, path: TimelinePath) -> ApiResult<impl IntoResponse> {
+    let dir_existed = api.timelines.delete(id(path)?).await?;
+    Ok(Json(json!({ "dir_existed": dir_existed })))
+}
+
+/// Idempotent, hence PUT (L240); a refused switch answers 409 with both configurations (L241).
+async fn switch_membership(
+    State(api): State<Api>,
+    path: TimelinePath,
+    body: Result<Json<MembershipConf>, JsonRejection>,
+) -> ApiResult<axum::response::Response> {
+    let Json(requested) = body?;
+    let timeline = api.timelines.get(id(path)?)?;
+    let previous_conf = timeline.state().await?.mconf;
+    if requested.generation < previous_conf.generation {
+        let body = json!({
+            "code": "membership_is_newer",
+            "msg": format!(
+                "membership generation {} is older than the current {}",
+                requested.generation, previous_conf.generation
+            ),
+            "requested": requested,
+            "current": previous_conf,
+        });
+        return Ok((StatusCode::CONFLICT, Json(body)).into_response());
+    }
+    timeline.with_core(|core| core.switch_membership(&requested)).await??;
+    let progress = timeline.progress();
+    Ok(Json(MembershipResponse {
+        previous_conf,
+        current_conf: timeline.state().await?.mconf,
+        last_log_term: progress.last_log_term,
+        flush_lsn: progress.ladder.flush_lsn,
+    })
+    .into_response())
+}
+
+async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {
+    api.timelines.get(id(path)?)?.maintain().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

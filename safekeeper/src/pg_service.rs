@@ -1,0 +1,235 @@
+//! The Postgres-protocol port: accepts connections and runs their commands.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pg_types::Lsn;
+use pg_wire::postgres_backend::Timeouts;
+use pg_wire::pq_proto::{BeMessage, RowDescriptor, SqlState, StartupParams, TypeOid};
+use pg_wire::socket::{self, SocketOptions};
+use pg_wire::{AuthType, Handler, PostgresBackend, QueryError};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::command::Command;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::receive_wal::receive_wal;
+use crate::send_wal::{Subscription, send_wal};
+use crate::timeline::{TenantTimelineId, Timeline, TimelineError};
+use crate::timelines::{Timelines, TimelinesError};
+
+/// Version of the proposer's messages that is spoken (L225).
+const PROTO_VERSION: u32 = 3;
+/// Pause after a failed accept: when descriptors run out, trying at once would only burn a core.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+type Backend = PostgresBackend<TcpStream>;
+
+/// What every connection needs.
+#[derive(Debug, Clone)]
+pub struct PgService {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// The timelines.
+    pub timelines: Arc<Timelines>,
+    /// Where to count.
+    pub metrics: Metrics,
+}
+
+impl PgService {
+    /// Accepts connections until `shutdown`, then waits until all have ended.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(self.config.max_connections));
+        let tasks = TaskTracker::new();
+        let mut cid: u64 = 0;
+        let accepting = async {
+            loop {
+                // Never closed, so this cannot fail; if it did, nothing more would be accepted.
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        cid += 1;
+                        let span = tracing::info_span!("", cid);
+                        let connection = self.clone().connection(stream, shutdown.clone());
+                        tasks.spawn(
+                            async move {
+                                tracing::debug!(%peer, "accepted");
+                                connection.await;
+                                drop(slot);
+                            }
+                            .instrument(span),
+                        );
+                    }
+                    Err(error) => {
+                        tracing::warn!("could not accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = accepting => {}
+            () = shutdown.cancelled() => {}
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    fn connection(
+        self,
+        stream: TcpStream,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            let result: Result<(), QueryError> = async {
+                let options = SocketOptions::default();
+                socket::configure(&stream, &options).map_err(QueryError::other)?;
+                let timeout = Some(self.config.connection_timeout);
+                let timeouts = Timeouts { read: timeout, write: timeout };
+                let backend = PostgresBackend::new(stream, AuthType::Trust, timeouts);
+                let mut session =
+                    Session { service: self, id: None, application_name: String::new() };
+                backend.run(&mut session, &shutdown).await
+            }
+            .await;
+            match result {
+                Ok(()) => {}
+                Err(error) if error.is_expected() => tracing::info!("connection ended: {error}"),
+                Err(error) => tracing::warn!("connection failed: {error}"),
+            }
+        }
+    }
+}
+
+/// State of one connection.
+struct Session {
+    service: PgService,
+    /// Which timeline it is about, from the startup options.
+    id: Option<TenantTimelineId>,
+    application_name: String,
+}
+
+impl From<TimelinesError> for QueryError {
+    fn from(error: TimelinesError) -> QueryError {
+        match error {
+            TimelinesError::NotFound(_) | TimelinesError::Deleted(_) => {
+                QueryError::NotFound(error.to_string().into())
+            }
+            TimelinesError::Timeline(TimelineError::Stopping) => QueryError::Reconnect,
+            TimelinesError::Timeline(TimelineError::Quarantined(_)) => {
+                QueryError::Sql { code: SqlState::DATA_CORRUPTED, message: error.to_string() }
+            }
+            other => QueryError::other(other),
+        }
+    }
+}
+
+impl Handler<TcpStream> for Session {
+    fn startup(&mut self, _pgb: &mut Backend, params: &StartupParams) -> Result<(), QueryError> {
+        self.application_name = params.get("application_name").unwrap_or_default().to_owned();
+        let id = |name: &str| params.option(name).ok_or_else(|| missing_option(name));
+        // A connection without them may still ask questions that need no timeline.
+        if params.option("tenant_id").is_some() || params.option("timeline_id").is_some() {
+            let tenant_id = id("tenant_id")?.parse().map_err(invalid_option)?;
+            let timeline_id = id("timeline_id")?.parse().map_err(invalid_option)?;
+            self.id = Some(TenantTimelineId { tenant_id, timeline_id });
+        }
+        Ok(())
+    }
+
+    async fn process_query(&mut self, pgb: &mut Backend, query: &str) -> Result<(), QueryError> {
+        let command = query
+            .parse::<Command>()
+            .map_err(|error| QueryError::Syntax(error.to_string().into()))?;
+        let id = self.id.ok_or_else(|| missing_option("tenant_id"))?;
+        match command {
+            Command::StartWalPush { proto_version, allow_timeline_creation: _ } => {
+                if proto_version != PROTO_VERSION {
+                    let message = format!(
+                        "protocol version {proto_version} is not spoken here, only {PROTO_VERSION}"
+                    );
+                    return Err(QueryError::Sql { code: SqlState::FEATURE_NOT_SUPPORTED, message });
+                }
+                // A timeline that a compute could create would begin at a position nobody has agreed upon: they
+                // are created over HTTP only, whatever the compute allows.
+                let timeline = self.timeline(id)?;
+                let _working = timeline.enter().map_err(TimelinesError::from)?;
+                receive_wal(pgb, &timeline, &self.service.metrics).await
+            }
+            Command::StartReplication { start_lsn, term } => {
+                let timeline = self.timeline(id)?;
+                let _working = timeline.enter().map_err(TimelinesError::from)?;
+                let subscription = Subscription {
+                    start_lsn,
+                    term,
+                    application_name: self.application_name.clone(),
+                    keepalive_interval: self.service.config.keepalive_interval,
+                };
+                send_wal(pgb, &timeline, subscription, &self.service.metrics).await
+            }
+            Command::IdentifySystem => {
+                let timeline = self.timeline(id)?;
+                let state = timeline.state().await.map_err(TimelinesError::from)?;
+                identify_system(pgb, state.system_id, timeline.progress().ladder.commit_lsn)
+            }
+            Command::TimelineStatus => match self.timeline(id) {
+                Ok(timeline) => timeline_status(pgb, Some(&timeline)),
+                Err(QueryError::NotFound(_)) => timeline_status(pgb, None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+}
+
+impl Session {
+    fn timeline(&self, id: TenantTimelineId) -> Result<Arc<Timeline>, QueryError> {
+        Ok(self.service.timelines.get(id)?)
+    }
+}
+
+fn missing_option(name: &str) -> QueryError {
+    let message = format!("startup option {name} is missing");
+    QueryError::Sql { code: SqlState::INVALID_PARAMETER_VALUE, message }
+}
+
+fn invalid_option(error: pg_types::ids::IdParseError) -> QueryError {
+    QueryError::Sql { code: SqlState::INVALID_PARAMETER_VALUE, message: error.to_string() }
+}
+
+/// Answer of `IdentifySystem` (`walsender.c`).
+fn identify_system(pgb: &mut Backend, system_id: u64, xlogpos: Lsn) -> Result<(), QueryError> {
+    let column = |name, type_oid| RowDescriptor { name, type_oid };
+    pgb.write_message_noflush(&BeMessage::RowDescription(&[
+        column("systemid", TypeOid::Text),
+        column("timeline", TypeOid::Int8),
+        column("xlogpos", TypeOid::Text),
+        column("dbname", TypeOid::Text),
+    ]))?;
+    let (systemid, xlogpos) = (system_id.to_string(), xlogpos.to_string());
+    let row = [Some(systemid.as_bytes()), Some(b"1"), Some(xlogpos.as_bytes()), None];
+    pgb.write_message_noflush(&BeMessage::DataRow(&row))?;
+    pgb.write_message_noflush(&BeMessage::CommandComplete("IDENTIFY_SYSTEM"))?;
+    Ok(())
+}
+
+/// One row with the positions; none when the timeline does not exist.
+fn timeline_status(pgb: &mut Backend, timeline: Option<&Timeline>) -> Result<(), QueryError> {
+    let column = |name| RowDescriptor { name, type_oid: TypeOid::Text };
+    pgb.write_message_noflush(&BeMessage::RowDescription(&[
+        column("flush_lsn"),
+        column("commit_lsn"),
+    ]))?;
+    if let Some(timeline) = timeline {
+        let ladder = timeline.progress().ladder;
+        let (flush, commit) = (ladder.flush_lsn.to_string(), ladder.commit_lsn.to_string());
+        let row = [Some(flush.as_bytes()), Some(commit.as_bytes())];
+        pgb.write_message_noflush(&BeMessage::DataRow(&row))?;
+    }
+    pgb.write_message_noflush(&BeMessage::CommandComplete("TIMELINE_STATUS"))?;
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! WAL to a reader: to a page server or standby what is committed, to a recovering safekeeper or proposer what is
+//! flushed, as long as one term lasts. One task sends and listens (L266).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pg_types::xlog::{XLOG_BLCKSZ, page_offset};
+use pg_types::{Lsn, Term};
+use pg_wire::pq_proto::{BeMessage, SqlState};
+use pg_wire::replication::{StandbyMessage, current_timestamp};
+use pg_wire::{CopyStreamEnd, PostgresBackend, PostgresBackendReader, QueryError};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tracing::Instrument;
+
+use crate::feedback::ReaderId;
+use crate::metrics::Metrics;
+use crate::receive_wal::how;
+use crate::timeline::Timeline;
+use crate::timeline::core::Progress;
+use crate::wal_storage::{ReadError, WalReader};
+
+/// `MAX_SEND_SIZE` of `walsender.c`.
+const SEND_BYTES_MAX: u64 = 16 * XLOG_BLCKSZ;
+/// WAL this close to the end of the log was written a moment ago: reading it does not touch the disk.
+const RECENT_BYTES: u64 = 64 * 1024 * 1024;
+
+type Backend = PostgresBackend<TcpStream>;
+
+/// What a reader wants.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// First position.
+    pub start_lsn: Lsn,
+    /// Flushed WAL while this term lasts; else committed WAL.
+    pub term: Option<Term>,
+    /// `application_name`.
+    pub application_name: String,
+    /// Silence before a keepalive.
+    pub keepalive_interval: Duration,
+}
+
+/// Serves `START_REPLICATION` until the stream ends.
+pub async fn send_wal(
+    pgb: &mut Backend,
+    timeline: &Arc<Timeline>,
+    subscription: Subscription,
+    metrics: &Metrics,
+) -> Result<(), QueryError> {
+    let span = tracing::info_span!("WAL sender", ttid = %timeline.id());
+    async {
+        pgb.write_message(&BeMessage::CopyBothResponse).await?;
+        let mut reader = pgb.split()?;
+        metrics.wal_senders.inc();
+        let id = timeline.feedback().connect(&subscription.application_name);
+        let mut sender = Sender {
+            timeline,
+            metrics,
+            wal: timeline.reader(),
+            progress: timeline.subscribe(),
+            id,
+            sent_lsn: subscription.start_lsn,
+            term: subscription.term,
+        };
+        tracing::info!(start_lsn = %subscription.start_lsn, "started");
+        let end = sender.run(pgb, &mut reader, subscription.keepalive_interval).await;
+        timeline.feedback().disconnect(id);
+        metrics.wal_senders.dec();
+        metrics.connections_ended.with_label_values(&[how(&end)]).inc();
+        if end.is_expected() {
+            tracing::info!("terminated: {end}");
+        } else {
+            tracing::warn!("terminated: {end}");
+        }
+        // L267: joined before anything else, so that no error of a half is lost.
+        pgb.unsplit(reader)?;
+        pgb.finish_copy_both(end).await
+    }
+    .instrument(span)
+    .await
+}
+
+struct Sender<'a> {
+    timeline: &'a Arc<Timeline>,
+    metrics: &'a Metrics,
+    wal: WalReader,
+    progress: watch::Receiver<Progress>,
+    id: ReaderId,
+    sent_lsn: Lsn,
+    term: Option<Term>,
+}
+
+impl Sender<'_> {
+    async fn run(
+        &mut self,
+        pgb: &mut Backend,
+        reader: &mut PostgresBackendReader<TcpStream>,
+        keepalive_interval: Duration,
+    ) -> CopyStreamEnd {
+        let mut quiet = tokio::time::interval(keepalive_interval);
+        quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let turn = async {
+                if pgb.pending_output() == 0 && self.queue_next(pgb)? {
+                    quiet.reset();
+                }
+                let sending = pgb.pending_output() > 0;
+                tokio::select! {
+                    flushed = pgb.flush(), if sending => flushed?,
+                    data = reader.read_copy_data() => self.listen(data?)?,
+                    changed = self.progress.changed(), if !sending => {
+                        changed.map_err(|_| CopyStreamEnd::Cancelled)?;
+                    }
+                    _ = quiet.tick(), if !sending => self.queue_keepalive(pgb)?,
+                    () = self.timeline.cancellation().cancelled() => {
+                        self.timeline.check()?;
+                        return Err(CopyStreamEnd::Cancelled);
+                    }
+                }
+                Ok(())
+            };
+            if let Err(end) = turn.await {
+                return end;
+            }
+        }
+    }
+
+    /// End of what this reader may get now.
+    fn end_lsn(&mut self) -> Result<Lsn, CopyStreamEnd> {
+        let progress = *self.progress.borrow_and_update();
+        match self.term {
+            None => Ok(progress.ladder.commit_lsn),
+            Some(term) if term == progress.term => Ok(progress.ladder.flush_lsn),
+            Some(term) => Err(refused(
+                SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("term {term} is over, this safekeeper is in term {}", progress.term),
+            )),
+        }
+    }
+
+    /// Queues the next piece of WAL, if there is one.
+    fn queue_next(&mut self, pgb: &mut Backend) -> Result<bool, CopyStreamEnd> {
+        let end_lsn = self.end_lsn()?;
+        let available = end_lsn.saturating_sub(self.sent_lsn);
+        if available == 0 {
+            return Ok(false);
+        }
+        let data = self.read(chunk_len(self.sent_lsn, available))?;
+        if self.term.is_some() {
+            // The log may have been cut while it was read: then these bytes are nobody's.
+            self.end_lsn()?;
+        }
+        let wal_start = self.sent_lsn;
+        let timestamp = current_timestamp();
+        pgb.write_message_noflush(&BeMessage::XLogData {
+            wal_start,
+            wal_end: end_lsn,
+            timestamp,
+            data: &data,
+        })?;
+        self.sent_lsn += data.len() as u64;
+        self.metrics.sent_bytes.inc_by(data.len() as u64);
+        self.timeline.feedback().sent(self.id, self.sent_lsn);
+        Ok(true)
+    }
+
+    fn read(&mut self, len: u64) -> Result<Bytes, CopyStreamEnd> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let written = self.progress.borrow().ladder.write_lsn;
+        let result = if written.saturating_sub(self.sent_lsn) < RECENT_BYTES {
+            self.wal.read(self.sent_lsn, len)
+        } else {
+            tokio::task::block_in_place(|| self.wal.read(self.sent_lsn, len))
+        };
+        result.map_err(|error| {
+            let code = match error {
+                ReadError::Removed(_) => SqlState::UNDEFINED_FILE,
+                ReadError::File(_) | ReadError::Read { .. } => SqlState::IO_ERROR,
+            };
+            refused(code, error.to_string())
+        })
+    }
+
+    fn queue_keepalive(&mut self, pgb: &mut Backend) -> Result<(), CopyStreamEnd> {
+        let wal_end = self.end_lsn()?;
+        let (timestamp, reply_requested) = (current_timestamp(), true);
+        pgb.write_message_noflush(&BeMessage::KeepAlive { wal_end, timestamp, reply_requested })?;
+        Ok(())
+    }
+
+    fn listen(&self, data: Bytes) -> Result<(), CopyStreamEnd> {
+        let message = StandbyMessage::parse(data)
+            .map_err(|error| CopyStreamEnd::Disconnected(error.into()))?;
+        let feedback = self.timeline.feedback();
+        match message {
+            StandbyMessage::Status(status) => feedback.status(self.id, status),
+            StandbyMessage::HotStandbyFeedback(wishes) => feedback.hot_standby(self.id, wishes),
+            StandbyMessage::PageserverFeedback(report) => {
+                if !feedback.pageserver(self.id, report) {
+                    let message = format!("shard {} is one too many", report.shard_number);
+                    return Err(refused(SqlState::INVALID_PARAMETER_VALUE, message));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(code: SqlState, message: String) -> CopyStreamEnd {
+    CopyStreamEnd::Failed(QueryError::Sql { code, message })
+}
+
+/// As `XLogSendPhysical`: at most [`SEND_BYTES_MAX`], cut at a page boundary unless that is all there is.
+fn chunk_len(start_lsn: Lsn, available: u64) -> u64 {
+    if available <= SEND_BYTES_MAX {
+        return available;
+    }
+    SEND_BYTES_MAX - page_offset(start_lsn + SEND_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn chunks_advance_and_end_at_pages_or_at_the_end(start in 0u64..1 << 40, available in 1u64..1 << 30) {
+            let len = chunk_len(Lsn(start), available);
+            prop_assert!(0 < len && len <= available.min(SEND_BYTES_MAX));
+            prop_assert!(len == available || (start + len) % XLOG_BLCKSZ == 0);
+        }
+    }
+}

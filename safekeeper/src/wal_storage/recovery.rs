@@ -1,0 +1,196 @@
+//! Finding the end of the log after a start: the process may have died at any line, with bytes half written.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bytes::{Bytes, BytesMut};
+use pg_types::Lsn;
+use pg_types::xlog::{
+    WAL_SEGMENT_SIZE, XLOG_BLCKSZ, page_header_size, segment_number, segment_offset, segment_start,
+};
+use wal_decoder::{WalStream, page_header};
+
+use super::segment;
+use crate::durable::{Context, FileError};
+
+/// Bytes decoded at a time.
+const CHUNK: usize = 1024 * 1024;
+
+/// Where a log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndOfWal {
+    /// End of the last whole record; durable.
+    pub flush_lsn: Lsn,
+    /// Start of that record, when it was seen.
+    pub last_record_lsn: Option<Lsn>,
+}
+
+/// What is known of a log from its control file.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// First position of the log on this safekeeper, a record boundary; 0 while unknown.
+    pub local_start_lsn: Lsn,
+    /// Segments wholly below may have been removed.
+    pub removal_horizon: Lsn,
+    /// Everything below is committed: it must be there.
+    pub commit_lsn: Lsn,
+}
+
+/// Why a log cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A segment between the removal horizon and the commit position is gone.
+    #[error("WAL segment of {0} is missing, although committed WAL lies in it")]
+    MissingSegment(Lsn),
+    /// Committed WAL does not decode.
+    #[error(
+        "committed WAL is damaged: records end at {end_lsn}, committed up to {commit_lsn}: {reason}"
+    )]
+    DamagedCommitted {
+        /// End of the last record that is right.
+        end_lsn: Lsn,
+        /// Persisted commit position.
+        commit_lsn: Lsn,
+        /// What is wrong behind it.
+        reason: String,
+    },
+}
+
+/// Finds the end of the log in `dir` by decoding from a known record boundary until something is no WAL, and
+/// makes everything up to there durable: bytes that survived the process in the page cache count only then.
+pub fn find_end_of_wal(dir: &Path, known: Known) -> Result<EndOfWal, RecoveryError> {
+    segment::remove_leftovers(dir)?;
+    let commit_lsn = known.commit_lsn;
+    if segment::numbers(dir)?.is_empty() && commit_lsn <= known.local_start_lsn {
+        return Ok(EndOfWal { flush_lsn: commit_lsn, last_record_lsn: None });
+    }
+    check_segments_present(dir, known)?;
+    let scan = Scan { dir, commit_lsn };
+    let end = scan.run(scan_start(dir, known)?)?;
+    sync_from(dir, segment_number(commit_lsn))?;
+    Ok(end)
+}
+
+/// Every segment with committed bytes that is not yet allowed to be gone must be there.
+fn check_segments_present(dir: &Path, known: Known) -> Result<(), RecoveryError> {
+    let first_lsn = known.local_start_lsn.max(known.removal_horizon);
+    if known.commit_lsn <= first_lsn {
+        return Ok(());
+    }
+    let present = segment::numbers(dir)?;
+    // The byte before the commit position lies in the last segment that must be there.
+    for segno in segment_number(first_lsn)..=segment_number(Lsn(known.commit_lsn.0 - 1)) {
+        if present.binary_search(&segno).is_err() {
+            return Err(RecoveryError::MissingSegment(segment_start(segno)));
+        }
+    }
+    Ok(())
+}
+
+/// A record boundary at or below the commit position, so that committed WAL near it is checked, too: the first one
+/// of its segment, or of the segment before when its own has none. Failing both, the commit position itself.
+fn scan_start(dir: &Path, known: Known) -> Result<Lsn, RecoveryError> {
+    let commit_segno = segment_number(known.commit_lsn);
+    for segno in [Some(commit_segno), commit_segno.checked_sub(1)].into_iter().flatten() {
+        if segment_start(segno) <= known.local_start_lsn {
+            return Ok(known.local_start_lsn.min(known.commit_lsn));
+        }
+        let Some(file) = segment::open_any(dir, segno)? else { continue };
+        let first = first_record(&file, segment_start(segno));
+        if let Some(first) = first.filter(|&first| first < known.commit_lsn) {
+            return Ok(first);
+        }
+    }
+    Ok(known.commit_lsn)
+}
+
+/// Start of the first record that begins in a segment, from the lengths in its page headers.
+fn first_record(file: &File, segment_begin: Lsn) -> Option<Lsn> {
+    let mut page = segment_begin;
+    while segment_number(page) == segment_number(segment_begin) {
+        let mut header = vec![0; usize::try_from(page_header_size(page)).ok()?];
+        file.read_exact_at(&mut header, segment_offset(page)).ok()?;
+        let header = page_header::parse(&header, page).ok()?;
+        let begin = page + page_header_size(page);
+        let rem_len = if header.is_contrecord() { u64::from(header.rem_len) } else { 0 };
+        let end = begin.checked_add(rem_len)?.align();
+        if end < page + XLOG_BLCKSZ {
+            return Some(end);
+        }
+        page += XLOG_BLCKSZ;
+    }
+    None
+}
+
+fn sync_from(dir: &Path, first: u64) -> Result<(), FileError> {
+    for segno in segment::numbers(dir)?.into_iter().filter(|&segno| segno >= first) {
+        if let Some(file) = segment::open_any(dir, segno)? {
+            file.sync_all().context("fsync", &segment::complete_path(dir, segno))?;
+        }
+    }
+    crate::durable::fsync_dir(dir)
+}
+
+struct Scan<'a> {
+    dir: &'a Path,
+    commit_lsn: Lsn,
+}
+
+impl Scan<'_> {
+    fn run(&self, start_lsn: Lsn) -> Result<EndOfWal, RecoveryError> {
+        let mut stream = WalStream::new(start_lsn);
+        let mut end = EndOfWal { flush_lsn: start_lsn, last_record_lsn: None };
+        let reason = loop {
+            match stream.poll() {
+                Ok(Some(record)) => {
+                    end = EndOfWal {
+                        flush_lsn: record.next_lsn,
+                        last_record_lsn: Some(record.start_lsn),
+                    };
+                }
+                Ok(None) => match self.read(stream.feed_lsn())? {
+                    Some(data) => stream.feed(data),
+                    None => break "no more WAL on disk".to_owned(),
+                },
+                Err(error) => break error.to_string(),
+            }
+        };
+        if end.flush_lsn < self.commit_lsn {
+            let (end_lsn, commit_lsn) = (end.flush_lsn, self.commit_lsn);
+            return Err(RecoveryError::DamagedCommitted { end_lsn, commit_lsn, reason });
+        }
+        Ok(end)
+    }
+
+    /// What is on disk at `lsn`; `None` when nothing is.
+    fn read(&self, lsn: Lsn) -> Result<Option<Bytes>, FileError> {
+        let segno = segment_number(lsn);
+        let Some(file) = segment::open_any(self.dir, segno)? else { return Ok(None) };
+        let offset = segment_offset(lsn);
+        let left = usize::try_from(WAL_SEGMENT_SIZE - offset).unwrap_or(CHUNK);
+        let mut data = BytesMut::zeroed(left.min(CHUNK));
+        let count = read_up_to(&file, &mut data, offset)
+            .context("read", &segment::complete_path(self.dir, segno))?;
+        data.truncate(count);
+        Ok(if count == 0 { None } else { Some(data.freeze()) })
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_up_to(file: &File, data: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,260 @@
+//! Segment files: names, creation, completion, removal.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use pg_types::xlog::{WAL_SEGMENT_SIZE, segment_file_name, segment_number, segment_offset};
+use pg_types::{Lsn, PG_TLI};
+
+use crate::durable::{self, Context, FileError};
+
+const PARTIAL_SUFFIX: &str = ".partial";
+/// The spare under preparation; its suffix makes it rubbish after a crash.
+const SPARE_NAME: &str = "next-segment.tmp";
+/// Unit of zero-filling and of looking for zeros.
+const BLOCK: usize = 64 * 1024;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+pub(super) fn complete_path(dir: &Path, segno: u64) -> PathBuf {
+    dir.join(segment_file_name(PG_TLI, segno))
+}
+
+pub(super) fn partial_path(dir: &Path, segno: u64) -> PathBuf {
+    dir.join(segment_file_name(PG_TLI, segno) + PARTIAL_SUFFIX)
+}
+
+/// Segment number of a file name; `None` for files that are no segments.
+fn parse_name(name: &str) -> Option<u64> {
+    let stem = name.strip_suffix(PARTIAL_SUFFIX).unwrap_or(name);
+    if stem.len() != 24 || !stem.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let id = u64::from_str_radix(stem.get(8..16)?, 16).ok()?;
+    let low = u64::from_str_radix(stem.get(16..24)?, 16).ok()?;
+    let segno = id.checked_mul(0x1_0000_0000 / WAL_SEGMENT_SIZE)?.checked_add(low)?;
+    (segment_file_name(PG_TLI, segno) == stem).then_some(segno)
+}
+
+/// Numbers of all segments in `dir`, ascending.
+pub(super) fn numbers(dir: &Path) -> Result<Vec<u64>, FileError> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).context("list", dir)? {
+        let name = entry.context("list", dir)?.file_name();
+        numbers.extend(name.to_str().and_then(parse_name));
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
+}
+
+/// Removes what a crash left of a spare segment.
+pub(super) fn remove_leftovers(dir: &Path) -> Result<(), FileError> {
+    remove_if_there(&dir.join(SPARE_NAME)).map(drop)
+}
+
+fn remove_if_there(path: &Path) -> Result<bool, FileError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(FileError { action: "remove", path: path.to_owned(), source }),
+    }
+}
+
+/// Removes segment `first` and all behind it, the last one first and each removal durable before the next, so
+/// that a crash leaves a log without holes.
+pub(super) fn remove_from(dir: &Path, first: u64) -> Result<(), FileError> {
+    for segno in numbers(dir)?.into_iter().rev().take_while(|&segno| segno >= first) {
+        remove_if_there(&partial_path(dir, segno))?;
+        remove_if_there(&complete_path(dir, segno))?;
+        durable::fsync_dir(dir)?;
+    }
+    Ok(())
+}
+
+/// Removes complete segments below number `end`, oldest first; returns how many.
+pub(super) fn remove_below(dir: &Path, end: u64) -> Result<u64, FileError> {
+    let mut removed = 0;
+    for segno in numbers(dir)?.into_iter().take_while(|&segno| segno < end) {
+        removed += u64::from(remove_if_there(&complete_path(dir, segno))?);
+    }
+    if removed > 0 {
+        durable::fsync_dir(dir)?;
+    }
+    Ok(removed)
+}
+
+/// Opens a segment for reading, complete or not. It may be renamed at any moment: every name is tried twice.
+pub(super) fn open_any(dir: &Path, segno: u64) -> Result<Option<File>, FileError> {
+    for path in [complete_path(dir, segno), partial_path(dir, segno)].iter().cycle().take(4) {
+        match File::open(path) {
+            Ok(file) => return Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(FileError { action: "open", path: path.clone(), source }),
+        }
+    }
+    Ok(None)
+}
+
+fn create_zero_filled(path: &Path) -> Result<(), FileError> {
+    let mut file = File::create(path).context("create", path)?;
+    for _ in 0..WAL_SEGMENT_SIZE / BLOCK as u64 {
+        file.write_all(&ZEROS).context("fill", path)?;
+    }
+    file.sync_all().context("fsync", path)
+}
+
+/// A zero-filled file that is made while the current segment fills.
+#[derive(Debug, Default)]
+pub(super) struct SparePreparation {
+    running: Option<JoinHandle<Result<(), FileError>>>,
+}
+
+impl SparePreparation {
+    /// Starts the work unless it is under way or done.
+    pub(super) fn begin(&mut self, dir: &Path) {
+        if self.running.is_none() {
+            let path = dir.join(SPARE_NAME);
+            let work = move || create_zero_filled(&path);
+            // Without a thread the segment is made when it is needed, only slower.
+            self.running = std::thread::Builder::new().name("wal-spare".into()).spawn(work).ok();
+        }
+    }
+
+    /// Moves a zero-filled file to `path`: the spare, or a new one. Durable on return.
+    fn take(&mut self, dir: &Path, path: &Path) -> Result<(), FileError> {
+        let spare = dir.join(SPARE_NAME);
+        match self.running.take().map(JoinHandle::join) {
+            Some(Ok(prepared)) => prepared?,
+            // Not prepared, or the thread panicked: either way the file is made here.
+            Some(Err(_)) | None => create_zero_filled(&spare)?,
+        }
+        durable::rename(&spare, path)
+    }
+}
+
+impl Drop for SparePreparation {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            // The thread must not write into a directory that its owner believes to be quiet. Its result is of
+            // no interest any more.
+            drop(running.join());
+        }
+    }
+}
+
+/// The segment that is being written.
+#[derive(Debug)]
+pub(super) struct Segment {
+    number: u64,
+    file: File,
+    dir: PathBuf,
+}
+
+impl Segment {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn path(&self) -> PathBuf {
+        partial_path(&self.dir, self.number)
+    }
+
+    /// Opens an unfinished segment; `None` when there is none.
+    pub(super) fn open_partial(dir: &Path, segno: u64) -> Result<Option<Segment>, FileError> {
+        let path = partial_path(dir, segno);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => Ok(Some(Segment { number: segno, file, dir: dir.to_owned() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FileError { action: "open", path, source }),
+        }
+    }
+
+    /// Makes a new segment of zeros, durable with its name.
+    pub(super) fn create(
+        dir: &Path,
+        segno: u64,
+        spare: &mut SparePreparation,
+    ) -> Result<Segment, FileError> {
+        let path = partial_path(dir, segno);
+        spare.take(dir, &path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path).context("open", &path)?;
+        Ok(Segment { number: segno, file, dir: dir.to_owned() })
+    }
+
+    /// Opens the segment that holds `end_lsn` and makes everything behind that zero; a complete one becomes
+    /// unfinished again. `None` when there is no such segment yet.
+    pub(super) fn reopen_cut(dir: &Path, end_lsn: Lsn) -> Result<Option<Segment>, FileError> {
+        let segno = segment_number(end_lsn);
+        let (partial, complete) = (partial_path(dir, segno), complete_path(dir, segno));
+        if !partial.exists() && complete.exists() {
+            durable::rename(&complete, &partial)?;
+        }
+        let Some(segment) = Segment::open_partial(dir, segno)? else { return Ok(None) };
+        segment.zero_from(segment_offset(end_lsn)).context("zero the end of", &partial)?;
+        segment.file.sync_all().context("fsync", &partial)?;
+        Ok(Some(segment))
+    }
+
+    /// Writes zeros where there are none, to save the disk the whole tail at every election.
+    fn zero_from(&self, mut offset: u64) -> io::Result<()> {
+        self.file.set_len(WAL_SEGMENT_SIZE)?;
+        let mut block = vec![0; BLOCK];
+        while offset < WAL_SEGMENT_SIZE {
+            let left = usize::try_from(WAL_SEGMENT_SIZE - offset).unwrap_or(BLOCK);
+            let part = block.get_mut(..left.min(BLOCK)).unwrap_or_default();
+            self.file.read_exact_at(part, offset)?;
+            if part.iter().any(|&byte| byte != 0) {
+                part.fill(0);
+                self.file.write_all_at(part, offset)?;
+            }
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_at(&mut self, data: &[u8], offset: u64) -> Result<(), FileError> {
+        self.file.write_all_at(data, offset).context("write", &self.path())
+    }
+
+    /// Makes the bytes durable. The file's size never changes, so no metadata has to be.
+    pub(super) fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().context("fdatasync", &self.path())
+    }
+
+    /// The last byte is written: durable first, then the name of a complete segment.
+    pub(super) fn complete(self) -> Result<(), FileError> {
+        self.sync()?;
+        durable::rename(&self.path(), &complete_path(&self.dir, self.number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for segno in [1, 255, 256, 0x123_4567] {
+            assert_eq!(parse_name(&segment_file_name(1, segno)), Some(segno));
+            assert_eq!(parse_name(&(segment_file_name(1, segno) + ".partial")), Some(segno));
+        }
+        for other in ["safekeeper.control", "next-segment.tmp", "000000020000000000000001", "xyz"] {
+            assert_eq!(parse_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_prepared_spare_becomes_the_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spare = SparePreparation::default();
+        spare.begin(dir.path());
+        spare.begin(dir.path());
+        let segment = Segment::create(dir.path(), 3, &mut spare).unwrap();
+        assert_eq!(segment.file.metadata().unwrap().len(), WAL_SEGMENT_SIZE);
+        assert_eq!(numbers(dir.path()).unwrap(), [3]);
+        assert!(!dir.path().join(SPARE_NAME).exists());
+    }
+}
