@@ -17,6 +17,9 @@ pub(crate) const COMPUTE_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest pause before connecting again: a safekeeper that comes back waits no longer than this.
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long a walproposer that was outvoted holds still before it campaigns again: time for a successor to be elected and
+/// to leave its mark, which takes a few round trips and fsyncs. Commits wait for it when there was no successor.
+pub(crate) const OUTVOTED_PAUSE: Duration = Duration::from_millis(300);
 /// Messages without WAL (heartbeats, commit positions) that may wait in front of one slow safekeeper; further ones are
 /// left out, since each later one says more.
 pub(crate) const EMPTY_APPENDS_MAX: usize = 64;

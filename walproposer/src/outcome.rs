@@ -19,12 +19,13 @@ pub enum Outcome {
     },
     /// This process was told to end.
     Cancelled,
-    /// Another compute campaigns or reigns: this one must be killed, none of its commits will ever be acknowledged again.
+    /// Another compute has taken over from this one: it must be killed, none of its commits will ever be acknowledged
+    /// again.
     Fenced {
         /// The term of the other one.
         by_term: Term,
     },
-    /// The log has WAL that this compute does not know: it must be killed and made anew.
+    /// The log has WAL that this compute did not know from the beginning: it must be killed and made anew.
     Diverged {
         /// What was found.
         reason: LostReason,
@@ -65,18 +66,20 @@ pub(crate) enum Verdict {
     Fail(LostReason),
 }
 
-/// Judges the loss of a proposer that was, or was not, elected.
+/// Judges the loss of a proposer in a process that has, or has not, reigned before.
 ///
-/// A higher term during a campaign is a competitor, to be outvoted; during a reign it is a successor.
-pub(crate) fn judge(reason: LostReason, was_elected: bool) -> Verdict {
+/// A higher term alone says only that somebody campaigns. It may be a successor; it may as well be the walproposer of a
+/// compute that is long out of date and about to find that out. The next campaign tells them apart: only a successor has
+/// left its mark at the end of the log.
+pub(crate) fn judge(reason: LostReason, has_reigned: bool) -> Verdict {
     match reason {
-        LostReason::HigherTerm { term, .. } if was_elected => {
-            Verdict::End(Outcome::Fenced { by_term: term })
-        }
         LostReason::HigherTerm { term, .. } | LostReason::VotesTaken { term } => {
             Verdict::Retry(term)
         }
         LostReason::ConfChanged { .. } => Verdict::Retry(Term(0)),
+        LostReason::ForeignWal { log_term, .. } if has_reigned => {
+            Verdict::End(Outcome::Fenced { by_term: log_term })
+        }
         LostReason::ForeignWal { .. } => Verdict::End(Outcome::Diverged { reason }),
         LostReason::EmptyTimeline | LostReason::DonorHistory(_) | LostReason::TermsExhausted(_) => {
             Verdict::Fail(reason)
@@ -91,12 +94,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_competitor_is_outvoted_a_successor_obeyed() {
+    fn a_campaigner_is_outvoted_a_successor_obeyed() {
         let higher = LostReason::HigherTerm { sk: SkId(0), term: Term(9), own_term: Term(3) };
         assert_eq!(judge(higher.clone(), false), Verdict::Retry(Term(9)));
-        assert_eq!(judge(higher, true), Verdict::End(Outcome::Fenced { by_term: Term(9) }));
+        assert_eq!(judge(higher, true), Verdict::Retry(Term(9)));
         let foreign =
             LostReason::ForeignWal { log_end_lsn: Lsn(2), log_term: Term(1), start_lsn: Lsn(1) };
+        let fenced = Verdict::End(Outcome::Fenced { by_term: Term(1) });
+        assert_eq!(judge(foreign.clone(), true), fenced);
         assert!(matches!(judge(foreign, false), Verdict::End(Outcome::Diverged { .. })));
         assert!(matches!(judge(LostReason::EmptyTimeline, false), Verdict::Fail(_)));
     }

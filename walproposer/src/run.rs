@@ -10,6 +10,7 @@ use crate::compute::{ComputeStream, ServerIdentity, StreamEvent, wait_for_server
 use crate::config::{ComputeConfig, Config, ConfigError};
 use crate::driver::{Driver, Milestones};
 use crate::feedback::{FEEDBACK_FILE_NAME, FeedbackFile};
+use crate::limits::OUTVOTED_PAUSE;
 use crate::link::safekeeper_params;
 use crate::outcome::{Outcome, Verdict, WalproposerError, judge};
 use crate::sync::wal_segment_size;
@@ -55,7 +56,7 @@ struct Reign<'a> {
     feedback: FeedbackFile,
     backoff: Backoff,
     min_term: Term,
-    elected: bool,
+    has_reigned: bool,
 }
 
 impl<'a> Reign<'a> {
@@ -84,7 +85,7 @@ impl<'a> Reign<'a> {
             feedback,
             backoff: Backoff::new(),
             min_term: terms.campaign_term,
-            elected: false,
+            has_reigned: false,
         })
     }
 
@@ -126,8 +127,7 @@ impl<'a> Reign<'a> {
             return self.lost(reason).await;
         }
         if let Some(term_start_lsn) = milestones.elected {
-            self.elected = true;
-            self.backoff.reset();
+            self.has_reigned = true;
             self.stream.open_at(term_start_lsn);
         }
         if let Some(lsn) = milestones.rewind {
@@ -147,14 +147,16 @@ impl<'a> Reign<'a> {
     }
 
     async fn lost(&mut self, reason: LostReason) -> Result<Option<Outcome>, WalproposerError> {
-        tracing::warn!(%reason, elected = self.elected, "leadership lost");
-        match judge(reason, self.elected) {
+        tracing::warn!(%reason, has_reigned = self.has_reigned, "outvoted");
+        match judge(reason, self.has_reigned) {
             Verdict::End(outcome) => return Ok(Some(outcome)),
             Verdict::Fail(reason) => return Err(WalproposerError::Consensus(reason)),
             Verdict::Retry(term) => self.min_term = self.min_term.max(term),
         }
-        self.elected = false;
         self.stream.close();
+        if self.has_reigned {
+            tokio::time::sleep(OUTVOTED_PAUSE).await;
+        }
         self.backoff.pause().await;
         let own_term = self.driver.term_file().and_then(|file| file.terms().elected_term);
         let min_term = self.min_term.max(self.driver.term());

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use pg_types::{Lsn, NodeId, Term};
 use wal_consensus::message::AcceptorMessage;
 
-use super::safekeeper::Safekeeper;
-use super::wal::{lsn_at, offset};
+use crate::safekeeper::Safekeeper;
+use crate::wal::{lsn_at, offset};
 
 /// What has been promised so far.
 #[derive(Debug, Default)]
@@ -16,6 +16,8 @@ pub struct Checker {
     terms: BTreeMap<NodeId, Term>,
     votes: BTreeMap<(NodeId, Term), usize>,
     reigns: BTreeMap<Term, Lsn>,
+    /// How far each term got.
+    commits: BTreeMap<Term, Lsn>,
 }
 
 type Verdict = Result<(), String>;
@@ -52,12 +54,18 @@ impl Checker {
         ))
     }
 
-    /// Somebody begins to reign.
+    /// A proposer found this to be committed.
+    pub fn committed(&mut self, term: Term, commit_lsn: Lsn) {
+        self.commits.insert(term, commit_lsn);
+    }
+
+    /// Somebody begins to reign. A term that was outvoted before its votes were counted may begin anywhere, since it can
+    /// commit nothing; a later term begins where all earlier ones are committed.
     pub fn elected(&mut self, term: Term, term_start_lsn: Lsn) -> Verdict {
-        if term_start_lsn < self.committed_lsn() {
+        let earlier = self.commits.range(..term).map(|(_, lsn)| *lsn).max();
+        if let Some(lsn) = earlier.filter(|lsn| term_start_lsn < *lsn) {
             return Err(format!(
-                "term {term} begins at {term_start_lsn}, below the acknowledged {}",
-                self.committed_lsn()
+                "term {term} begins at {term_start_lsn}, below the committed {lsn}"
             ));
         }
         match self.reigns.insert(term, term_start_lsn) {

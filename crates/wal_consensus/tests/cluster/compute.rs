@@ -7,8 +7,8 @@ use pg_types::{Lsn, Term};
 use wal_consensus::message::AppendHeader;
 use wal_consensus::proposer::{Proposer, ProposerConfig, ProposerMode, SkId};
 
-use super::safekeeper::{TENANT, TIMELINE};
-use super::wal::record;
+use crate::safekeeper::{TENANT, TIMELINE};
+use crate::wal::record;
 
 /// A running server: WAL from its basebackup's position on, and the file that remembers its terms.
 #[derive(Debug)]

@@ -4,11 +4,10 @@ use pg_types::{Lsn, NodeId, TenantId, Term, TimelineId};
 use wal_consensus::acceptor::{Acceptor, AcceptorInput};
 use wal_consensus::command::{AcceptorCommand, AcceptorIdentity, AcceptorState, ConnId};
 use wal_consensus::message::AcceptorMessage;
-use wal_consensus::refusal::Refusal;
 use wal_consensus::term_history::{TermHistory, TermLsn};
 
-use super::rng::Rng;
-use super::wal::{START, lsn_at, offset, whole_records};
+use crate::rng::Rng;
+use crate::wal::{START, lsn_at, offset, whole_records};
 
 pub const TENANT: TenantId = TenantId([1; 16]);
 pub const TIMELINE: TimelineId = TimelineId([2; 16]);
@@ -26,7 +25,7 @@ pub struct Disk {
 #[derive(Debug)]
 pub enum Out {
     Reply(ConnId, AcceptorMessage),
-    Close(ConnId, Box<Refusal>),
+    Close(ConnId),
 }
 
 #[derive(Debug)]
@@ -147,7 +146,7 @@ impl Safekeeper {
             AcceptorCommand::FlushWal { may_wait: false } => inputs.push(self.sync()),
             AcceptorCommand::CommitAdvanced { .. } => {}
             AcceptorCommand::Reply { conn, message } => out.push(Out::Reply(conn, message)),
-            AcceptorCommand::Close { conn, refusal } => out.push(Out::Close(conn, refusal)),
+            AcceptorCommand::Close { conn, .. } => out.push(Out::Close(conn)),
             AcceptorCommand::Quarantine { reason } => return Err(format!("quarantine: {reason}")),
         }
         Ok(())

@@ -1,12 +1,6 @@
 //! A timeline in memory: safekeepers with disks, computes, walproposers, connections that break. Nothing in it happens by
 //! itself; a script or a schedule says what happens next, and everything that happens is written to a trace.
 
-pub mod checker;
-pub mod compute;
-pub mod rng;
-pub mod safekeeper;
-pub mod wal;
-
 use std::collections::{BTreeMap, VecDeque};
 
 use pg_types::{Lsn, NodeId, Term};
@@ -15,10 +9,11 @@ use wal_consensus::command::ConnId;
 use wal_consensus::message::{AcceptorMessage, AppendRequest, ProposerMessage};
 use wal_consensus::proposer::{LostReason, ProposerCommand, ProposerInput, SkId};
 
-use checker::Checker;
-use compute::{Compute, Walproposer};
-use rng::Rng;
-use safekeeper::{Out, Safekeeper};
+use crate::checker::Checker;
+use crate::compute::{Compute, Walproposer};
+use crate::rng::Rng;
+use crate::safekeeper::{Out, Safekeeper};
+use crate::wal;
 
 /// A connection. Each side learns of its end only after it has read what was under way.
 #[derive(Debug)]
@@ -184,6 +179,34 @@ impl Cluster {
         Ok(true)
     }
 
+    /// Delivers and flushes until nothing is left to do, except that the safekeepers in `deaf` neither hear nor flush.
+    pub fn settle(&mut self, deaf: &[usize]) -> Outcome {
+        loop {
+            let mut busy = false;
+            let ids: Vec<u64> = self.conns.keys().copied().collect();
+            for id in ids {
+                let hears = self.conns.get(&id).is_some_and(|conn| !deaf.contains(&conn.sk));
+                while hears && self.deliver_to_sk(id, None)? {
+                    busy = true;
+                }
+                while hears && self.deliver_to_proposer(id)? {
+                    busy = true;
+                }
+            }
+            for sk in 0..self.safekeepers.len() {
+                let node = &self.safekeepers[sk];
+                if !deaf.contains(&sk) && node.acceptor.is_some() && node.flush_wanted {
+                    self.flush(sk)?;
+                    busy = true;
+                }
+            }
+            self.forget_dead_conns();
+            if !busy {
+                return self.checker.inspect(&self.safekeepers);
+            }
+        }
+    }
+
     pub fn forget_dead_conns(&mut self) {
         self.conns.retain(|_, conn| conn.proposer_open || conn.sk_open);
     }
@@ -220,7 +243,7 @@ impl Cluster {
                         conn.to_proposer.push_back(message);
                     }
                 }
-                Out::Close(ConnId(id), _) => {
+                Out::Close(ConnId(id)) => {
                     if let Some(conn) = self.conns.get_mut(&id) {
                         conn.sk_open = false;
                         conn.to_sk.clear();
@@ -303,11 +326,8 @@ impl Cluster {
     fn lost(&mut self, id: usize, reason: &LostReason) {
         self.say(format!("  p{id}: lost: {reason}"));
         let Some(walproposer) = self.walproposers.get(&id) else { return };
-        let reigned = walproposer.elected_at.is_some();
-        let foreign = matches!(reason, LostReason::ForeignWal { .. });
-        let outvoted = matches!(reason, LostReason::HigherTerm { .. });
         if let Some(compute) = walproposer.compute
-            && (foreign || (reigned && outvoted))
+            && matches!(reason, LostReason::ForeignWal { .. })
         {
             self.computes[compute].alive = false;
         }
@@ -347,7 +367,7 @@ impl Cluster {
             let compute = walproposer.compute.map(|compute| &self.computes[compute]);
             let has = compute.is_some_and(|compute| compute.start_lsn <= begin_lsn);
             if has {
-                walproposer.held_from = begin_lsn;
+                walproposer.held_from = walproposer.held_from.min(begin_lsn);
             }
             return vec![self.wal_held(id).filter(|_| has).unwrap_or(failed)];
         };
@@ -366,6 +386,8 @@ impl Cluster {
 
     fn commit(&mut self, id: usize, commit_lsn: Lsn) -> Outcome {
         self.say(format!("  p{id}: commit {commit_lsn}"));
+        let term = self.walproposers.get(&id).map(|w| w.proposer.term()).unwrap_or_default();
+        self.checker.committed(term, commit_lsn);
         let Some(compute) = self.walproposers.get(&id).and_then(|w| w.compute) else {
             return self.checker.committed_elsewhere(commit_lsn, &self.safekeepers);
         };

@@ -5,13 +5,11 @@
 //! `NEON_SIM_SCHEDULES` sets how many (2,000 by default), `NEON_SIM_SEED` the first seed. A failure prints its seed and
 //! the end of its trace; `NEON_SIM_SCHEDULES=1 NEON_SIM_SEED=…` replays it.
 
-mod cluster;
-
 use std::fmt::Write as _;
 
-use cluster::rng::Rng;
-use cluster::wal::START;
-use cluster::{Cluster, Outcome};
+use crate::rng::Rng;
+use crate::wal::START;
+use crate::world::{Cluster, Outcome};
 use wal_consensus::proposer::ProposerInput;
 
 const STEPS: usize = 1_200;
@@ -168,10 +166,10 @@ impl Schedule {
             |compute: usize| self.cluster.walproposers.values().any(|w| w.compute == Some(compute));
         let syncing = self.cluster.walproposers.values().any(|w| w.compute.is_none());
         let newest = self.cluster.computes.len().checked_sub(1);
-        let lonely = (0..self.cluster.computes.len())
-            .filter(|index| self.cluster.computes[*index].alive && !served(*index))
-            .filter(|index| self.faults || Some(*index) == newest)
-            .next_back();
+        let lonely = (0..self.cluster.computes.len()).rfind(|index| {
+            let wanted = self.faults || Some(*index) == newest;
+            wanted && self.cluster.computes[*index].alive && !served(*index)
+        });
         let replace = self.faults && self.rng.one_in(6);
         if let Some(compute) = lonely.filter(|_| !replace) {
             self.cluster.start_walproposer(compute);
