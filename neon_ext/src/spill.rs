@@ -51,6 +51,27 @@ fn read_at(file: &File, block: BlockNumber, bytes: &mut [u8]) -> io::Result<()> 
     Ok(())
 }
 
+/// The fork's file. There may be none although the fork is in the table: who notes the first page makes the file just
+/// after that.
+fn open(rel: RelTag, options: &OpenOptions) -> io::Result<Option<File>> {
+    if !has_file(rel) {
+        return Ok(None);
+    }
+    match options.open(core::file_path(rel)) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the fork's file, if there is one.
+fn remove_file(rel: RelTag) -> io::Result<()> {
+    match fs::remove_file(core::file_path(rel)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the block's place holds a page.
 fn holds_page(file: &File, block: BlockNumber) -> io::Result<bool> {
     let mut header = [0; SIZE_OF_PAGE_HEADER];
@@ -60,10 +81,7 @@ fn holds_page(file: &File, block: BlockNumber) -> io::Result<bool> {
 
 /// Reads a spilled page; `false` when the block is not spilled, and `page` is then undefined.
 pub fn read(rel: RelTag, block: BlockNumber, page: &mut Page) -> io::Result<bool> {
-    if !has_file(rel) {
-        return Ok(false);
-    }
-    let file = File::open(core::file_path(rel))?;
+    let Some(file) = open(rel, OpenOptions::new().read(true))? else { return Ok(false) };
     read_at(&file, block, page)?;
     let spilled = !page::is_new(page);
     counters::add(Counter::SpillReads, u64::from(spilled));
@@ -72,13 +90,15 @@ pub fn read(rel: RelTag, block: BlockNumber, page: &mut Page) -> io::Result<bool
 
 /// Keeps a page. `false` when there is no room to remember another fork.
 pub fn write(rel: RelTag, block: BlockNumber, page: &Page) -> io::Result<bool> {
-    let path = core::file_path(rel);
-    let in_place = has_file(rel) && holds_page(&File::open(&path)?, block)?;
+    let in_place = match open(rel, OpenOptions::new().read(true))? {
+        Some(file) => holds_page(&file, block)?,
+        None => false,
+    };
     if !in_place && !shmem::spilled_write(|spilled| core::add_page(spilled, rel)) {
         return Ok(false);
     }
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+    let file = options.write(true).create(true).truncate(false).open(core::file_path(rel))?;
     file.write_all_at(page, offset(block))?;
     counters::add(Counter::SpillWrites, 1);
     Ok(true)
@@ -86,26 +106,21 @@ pub fn write(rel: RelTag, block: BlockNumber, page: &Page) -> io::Result<bool> {
 
 /// The block has been written with a WAL position, or is blank: a spilled version is out of date.
 pub fn remove(rel: RelTag, block: BlockNumber) -> io::Result<()> {
-    if !has_file(rel) {
-        return Ok(());
-    }
-    let path = core::file_path(rel);
-    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let Some(file) = open(rel, OpenOptions::new().read(true).write(true))? else { return Ok(()) };
     if !holds_page(&file, block)? {
         return Ok(());
     }
     file.write_all_at(&page::ZERO_PAGE, offset(block))?;
-    shmem::spilled_write(|spilled| {
-        if core::remove_page(spilled, rel) { fs::remove_file(&path) } else { Ok(()) }
-    })
+    shmem::spilled_write(
+        |spilled| {
+            if core::remove_page(spilled, rel) { remove_file(rel) } else { Ok(()) }
+        },
+    )
 }
 
 /// The fork was cut to `blocks`. The number of pages in the file is from then on known only as "at most".
 pub fn truncate(rel: RelTag, blocks: BlockNumber) -> io::Result<()> {
-    if !has_file(rel) {
-        return Ok(());
-    }
-    let file = OpenOptions::new().write(true).open(core::file_path(rel))?;
+    let Some(file) = open(rel, OpenOptions::new().write(true))? else { return Ok(()) };
     if file.metadata()?.len() > offset(blocks) {
         file.set_len(offset(blocks))?;
     }
@@ -117,7 +132,9 @@ pub fn forget(rel: RelTag) -> io::Result<()> {
     if !has_file(rel) {
         return Ok(());
     }
-    shmem::spilled_write(|spilled| {
-        if core::forget(spilled, rel) { fs::remove_file(core::file_path(rel)) } else { Ok(()) }
-    })
+    shmem::spilled_write(
+        |spilled| {
+            if core::forget(spilled, rel) { remove_file(rel) } else { Ok(()) }
+        },
+    )
 }

@@ -8,6 +8,7 @@
 mod connection;
 
 use std::cell::Cell;
+use std::mem::ManuallyDrop;
 use std::time::Instant;
 
 use compute_core::request_lsn::{self, RequestLsns};
@@ -28,7 +29,9 @@ use crate::ffi::{report, xlog};
 pub struct Error(pub String);
 
 thread_local! {
-    static CONNECTION: Cell<Option<Box<Connection>>> = const { Cell::new(None) };
+    /// Not dropped when the process ends: Postgres' functions must not be called any more then, and the kernel closes
+    /// the socket.
+    static CONNECTION: Cell<Option<ManuallyDrop<Box<Connection>>>> = const { Cell::new(None) };
 }
 
 /// Whether a fork exists.
@@ -156,7 +159,7 @@ fn exchange(
     let mut attempts = Attempts::default();
     let mut done = 0;
     let mut failure = None;
-    let mut connection = CONNECTION.take();
+    let mut connection = CONNECTION.take().map(ManuallyDrop::into_inner);
     while let Some(missing) = requests.get_mut(done..).filter(|missing| !missing.is_empty()) {
         let base = done;
         let outcome = attempt(&mut connection, &mut keeper, missing, |index, payload| {
@@ -179,7 +182,7 @@ fn exchange(
             pause_or_give_up(&mut keeper, &mut attempts, &lost);
         }
     }
-    CONNECTION.set(connection);
+    CONNECTION.set(connection.map(ManuallyDrop::new));
     failure.map_or(Ok(()), Err)
 }
 
