@@ -10,8 +10,10 @@ use crate::record::DecodedRecord;
 
 use super::{Effects, InterpretErrorKind, rmgr_info};
 
-const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
-const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
+/// A checkpoint with nothing running.
+pub const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
+/// A checkpoint while transactions run.
+pub const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 const XLOG_NOOP: u8 = 0x20;
 const XLOG_NEXTOID: u8 = 0x30;
 /// The rest of the segment is empty.
