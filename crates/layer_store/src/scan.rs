@@ -108,11 +108,18 @@ fn sources_of(contents: &Contents, range: &Range<Key>, lsn: Lsn) -> Result<Vec<S
     Ok(sources)
 }
 
+/// Takes keys fork by fork, so that a scan which is given up early costs little.
 fn memtable_source(memtable: &Arc<Memtable>, range: &Range<Key>, lsn: Lsn) -> Source {
-    let keys = memtable.keys(range);
     let memtable = Arc::clone(memtable);
+    let mut range = range.clone();
+    let forks = Arc::clone(&memtable);
+    let keys = std::iter::from_fn(move || {
+        let (keys, next) = forks.keys_of_next_fork(range.clone())?;
+        range.start = next;
+        Some(keys)
+    });
     let newest = move |key| memtable.newest(key, lsn).map(|found| Ok((key, found)));
-    Box::new(keys.into_iter().filter_map(newest))
+    Box::new(keys.flatten().filter_map(newest))
 }
 
 fn inherited(source: Source) -> Source {

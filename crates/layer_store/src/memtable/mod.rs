@@ -214,25 +214,23 @@ impl Memtable {
         Some(Found { lsn: version.lsn, kind: version.kind, data: index.data(version.blob) })
     }
 
-    /// The keys of a range in order, whatever their LSNs.
-    pub(crate) fn keys(&self, range: &Range<Key>) -> Vec<Key> {
-        if range.start >= range.end {
-            return Vec::new();
+    /// The keys in range of the first fork that has any, in order, whatever their LSNs; none when there is no such
+    /// fork. The second part is where to go on.
+    pub(crate) fn keys_of_next_fork(&self, range: Range<Key>) -> Option<(Vec<Key>, Key)> {
+        if range.is_empty() {
+            return None;
         }
         let (first, _) = split(range.start);
         let (last, _) = split(range.end);
         let index = self.read();
-        let mut keys = Vec::new();
-        for (prefix, number) in index.order.range(first..=last) {
-            let table = usize::try_from(*number).ok().and_then(|number| index.tables.get(number));
-            let start = keys.len();
-            let found = table.into_iter().flat_map(|table| table.keys());
-            keys.extend(found.map(|last| join(*prefix, *last)).filter(|key| range.contains(key)));
-            if let Some(fork) = keys.get_mut(start..) {
-                fork.sort_unstable();
-            }
-        }
-        keys
+        index.order.range(first..=last).find_map(|(prefix, number)| {
+            let table =
+                usize::try_from(*number).ok().and_then(|number| index.tables.get(number))?;
+            let keys = table.keys().map(|last| join(*prefix, *last));
+            let mut keys: Vec<Key> = keys.filter(|key| range.contains(key)).collect();
+            keys.sort_unstable();
+            (!keys.is_empty()).then(|| (keys, join(*prefix, u32::MAX).next()))
+        })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
