@@ -1,0 +1,171 @@
+//! One WAL stream from one safekeeper.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pg_types::{Lsn, xlog};
+use pg_wire::replication::{
+    PageserverFeedback, StandbyMessage, WalSenderMessage, current_timestamp,
+};
+use pg_wire::{ClientError, ConnectParams, CopyBoth, Endpoint};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use super::sink::{self, SinkError, Worker};
+use crate::metrics::GLOBAL;
+use crate::tenants::metadata::WalSource;
+use crate::timeline::Timeline;
+use crate::timeline::status::ReceiverState;
+
+/// Feedback is sent this often at least, so that a safekeeper knows that someone listens.
+const FEEDBACK_INTERVAL: Duration = Duration::from_secs(1);
+/// Messages between socket and ingest; each is at most 128 KiB.
+const CHANNEL_MESSAGES: usize = 16;
+
+/// How a stream ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// The timeline stops, or there is a new source.
+    Stop,
+    /// The connection could not be made or broke: try again, or another safekeeper.
+    Ended(String),
+    /// The WAL is wrong or cannot be stored: trying again would meet the same.
+    CannotIngest(String),
+}
+
+impl From<ClientError> for StreamEnd {
+    fn from(error: ClientError) -> StreamEnd {
+        StreamEnd::Ended(error.to_string())
+    }
+}
+
+/// WAL bytes on their way to ingest.
+pub(super) struct WalChunk {
+    pub(super) start: Lsn,
+    pub(super) data: Bytes,
+}
+
+/// Connects, streams, and gives the WAL to ingest.
+pub(super) async fn stream(
+    timeline: &Arc<Timeline>,
+    safekeeper: &str,
+    news: &mut watch::Receiver<WalSource>,
+    timeout: Duration,
+) -> StreamEnd {
+    // Records are taken in whole: what an earlier stream left of a record is streamed again.
+    let start = xlog::normalize(timeline.last_record_lsn());
+    let shutdown = timeline.shutdown_token();
+    let connected = tokio::select! {
+        () = shutdown.cancelled() => return StreamEnd::Stop,
+        _ = news.changed() => return StreamEnd::Stop,
+        connected = connect(timeline, safekeeper, start, timeout) => connected,
+    };
+    let mut wire = match connected {
+        Ok(wire) => wire,
+        Err(end) => return end,
+    };
+    tracing::info!(%safekeeper, %start, "streaming WAL");
+    timeline.receiver().set_state(ReceiverState::Streaming { safekeeper: safekeeper.to_owned() });
+    let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
+    let mut worker = sink::spawn(Arc::clone(timeline), start, receiver);
+    let end = tokio::select! {
+        () = shutdown.cancelled() => StreamEnd::Stop,
+        _ = news.changed() => StreamEnd::Stop,
+        end = pump(timeline, &mut wire, sender, &mut worker, timeout) => end,
+    };
+    // The sender is gone: ingest finishes what it has got and ends. Its verdict counts more than the socket's.
+    match worker.join().await {
+        Ok(()) => end,
+        Err(SinkError::BadWal(reason)) => StreamEnd::CannotIngest(reason),
+        Err(SinkError::Storage(reason)) => StreamEnd::Ended(reason),
+    }
+}
+
+async fn connect(
+    timeline: &Timeline,
+    safekeeper: &str,
+    start: Lsn,
+    timeout: Duration,
+) -> Result<CopyBoth, StreamEnd> {
+    let endpoint: Endpoint = safekeeper.parse().map_err(StreamEnd::Ended)?;
+    let params = ConnectParams::new(endpoint, "pageserver")
+        .replication()
+        .param("application_name", "pageserver")
+        .option("tenant_id", &timeline.tenant_id.to_string())
+        .option("timeline_id", &timeline.metadata.timeline_id.to_string())
+        .connect_timeout(timeout)
+        .read_timeout(Some(timeout))
+        .write_timeout(Some(timeout));
+    let client = pg_wire::Client::connect(&params).await?;
+    Ok(client.copy_both(&format!("START_REPLICATION PHYSICAL {start}")).await?)
+}
+
+/// Moves WAL to ingest and feedback to the safekeeper until something ends it.
+async fn pump(
+    timeline: &Timeline,
+    wire: &mut CopyBoth,
+    sender: mpsc::Sender<WalChunk>,
+    worker: &mut Worker,
+    timeout: Duration,
+) -> StreamEnd {
+    let mut ticks = tokio::time::interval(FEEDBACK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut waiting: Option<WalChunk> = None;
+    loop {
+        let mut feedback_due = false;
+        tokio::select! {
+            // Room in the channel for what was received; until then nothing more is read.
+            permit = sender.reserve(), if waiting.is_some() => match permit {
+                Ok(permit) => {
+                    if let Some(chunk) = waiting.take() {
+                        permit.send(chunk);
+                    }
+                    wire.reader.set_read_timeout(Some(timeout));
+                }
+                Err(_) => return StreamEnd::Ended("ingest stopped".to_owned()),
+            },
+            message = wire.reader.recv_wal(), if waiting.is_none() => match message {
+                Ok(Some(WalSenderMessage::XLogData { wal_start, data, .. })) => {
+                    received(timeline, wal_start, &data);
+                    waiting = Some(WalChunk { start: wal_start, data });
+                }
+                Ok(Some(WalSenderMessage::KeepAlive { reply_requested, .. })) => {
+                    feedback_due = reply_requested;
+                }
+                Ok(None) => return StreamEnd::Ended("the safekeeper ended the stream".to_owned()),
+                Err(error) => return error.into(),
+            },
+            progress = worker.progressed() => match progress {
+                Ok(()) => feedback_due = true,
+                Err(()) => return StreamEnd::Ended("ingest stopped".to_owned()),
+            },
+            _ = ticks.tick() => feedback_due = true,
+        }
+        if feedback_due {
+            let message = StandbyMessage::PageserverFeedback(feedback(timeline));
+            if let Err(error) = wire.writer.send_standby(&message).await {
+                return error.into();
+            }
+        }
+    }
+}
+
+fn received(timeline: &Timeline, start: Lsn, data: &Bytes) {
+    let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+    GLOBAL.wal_received_bytes.inc_by(len);
+    timeline.receiver().set_received(Lsn(start.0.saturating_add(len)));
+}
+
+/// What the safekeeper, and through it the compute, may know of this timeline.
+fn feedback(timeline: &Timeline) -> PageserverFeedback {
+    PageserverFeedback {
+        current_timeline_size: timeline.metrics().logical_size(),
+        last_received_lsn: timeline.receiver().received_lsn().max(timeline.last_record_lsn()),
+        disk_consistent_lsn: timeline.disk_consistent_lsn(),
+        remote_consistent_lsn: timeline.remote_consistent_lsn(),
+        replytime: current_timestamp(),
+        shard_number: 0,
+        corruption_detected: false,
+    }
+}
