@@ -9,9 +9,9 @@
 //! locked (flock) by whoever made it for as long as it is in use: one that nobody holds was left by a process
 //! that was killed, and is removed (L079).
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -36,8 +36,9 @@ pub const CONFIG: &str = "shared_buffers=128kB\n\
 /// What a redo process reads before it takes over: nothing else of a cluster is needed.
 const FILES: [&str; 4] =
     ["PG_VERSION", "postgresql.conf", "postgresql.auto.conf", "global/pg_control"];
-/// Directories that must exist: one for the files above, one that Postgres creates a file in.
-const DIRECTORIES: [&str; 2] = ["global", "pg_dynshmem"];
+/// Directories that must exist: one for the files above, one that Postgres creates a file in, and one that it
+/// cleans at start.
+const DIRECTORIES: [&str; 3] = ["global", "pg_dynshmem", "pg_notify"];
 
 /// Serialises making, locking and sweeping of directories within this process: a directory that was just made
 /// and is not locked yet must not be taken for a stale one.
@@ -59,7 +60,11 @@ impl PrivateDir {
     ) -> io::Result<PrivateDir> {
         let _guard = SWEEP.lock().unwrap_or_else(PoisonError::into_inner);
         remove_stale(parent, prefix)?;
-        let dir = tempfile::Builder::new().prefix(prefix).suffix(TEMP_SUFFIX).tempdir_in(parent)?;
+        let dir = tempfile::Builder::new()
+            .prefix(prefix)
+            .suffix(TEMP_SUFFIX)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(parent)?;
         let lock = try_lock(dir.path())?
             .ok_or_else(|| io::Error::other("a directory that was just made is locked"))?;
         if let Some(user) = user {

@@ -43,7 +43,10 @@ const fn up_to_date_page() -> Page {
         page[i] = 0xFF;
         i += 1;
     }
-    let (lower, size) = ((SIZE_OF_PAGE_HEADER as u16).to_le_bytes(), (BLCKSZ as u16).to_le_bytes());
+    const LOWER: u16 = 24;
+    const SIZE: u16 = 8192;
+    const { assert!(LOWER as usize == SIZE_OF_PAGE_HEADER && SIZE as usize == BLCKSZ) };
+    let (lower, size) = (LOWER.to_le_bytes(), SIZE.to_le_bytes());
     page[12] = lower[0];
     page[13] = lower[1];
     page[14] = size[0];
@@ -112,26 +115,38 @@ pub(super) fn register() {
     }
 }
 
-/// Whether `(reln, fork, block)` is the target.
+/// Whether a buffer tag is the target's.
+pub(super) fn is_target_tag(tag: pg_sys::BufferTag) -> bool {
+    // SAFETY: as in `begin`.
+    let store = unsafe { &*STORE.get() };
+    store.target.is_some_and(|target| {
+        let wanted = target.rel.locator;
+        target.blkno == tag.blockNum
+            && c_int::from(target.rel.fork.number()) == tag.forkNum
+            && tag.relNumber.to_u32() == wanted.rel_number
+            && tag.dbOid.to_u32() == wanted.db_oid
+            && tag.spcOid.to_u32() == wanted.spc_oid
+    })
+}
+
+/// Tag of a block.
 ///
 /// # Safety
 /// `reln` is an open relation.
-unsafe fn is_target(
-    store: &Store,
+unsafe fn tag(
     reln: pg_sys::SMgrRelation,
     fork: c_int,
     block: pg_sys::BlockNumber,
-) -> bool {
+) -> pg_sys::BufferTag {
     // SAFETY: by contract `reln` is an open relation, which smgr.c keeps in its hash table.
-    let found = unsafe { (*reln).smgr_rlocator.locator };
-    store.target.is_some_and(|target| {
-        let wanted = target.rel.locator;
-        target.blkno == block
-            && c_int::from(target.rel.fork.number()) == fork
-            && found.relNumber.to_u32() == wanted.rel_number
-            && found.dbOid.to_u32() == wanted.db_oid
-            && found.spcOid.to_u32() == wanted.spc_oid
-    })
+    let locator = unsafe { (*reln).smgr_rlocator.locator };
+    pg_sys::BufferTag {
+        spcOid: locator.spcOid,
+        dbOid: locator.dbOid,
+        relNumber: locator.relNumber,
+        forkNum: fork,
+        blockNum: block,
+    }
 }
 
 unsafe extern "C-unwind" fn select(_reln: pg_sys::SMgrRelation) -> c_int {
@@ -200,7 +215,7 @@ unsafe extern "C-unwind" fn readv(
         // SAFETY: `reln` is the open relation being read; `buffers` holds `nblocks` pointers to pages of BLCKSZ
         // bytes each (smgrreadv's contract), none of which is inside the store.
         unsafe {
-            let target = is_target(store, reln, fork, block.saturating_add(i));
+            let target = is_target_tag(tag(reln, fork, block.saturating_add(i)));
             let source = if target { &store.page } else { &UP_TO_DATE };
             let page = (*buffers.add(i as usize)).cast::<u8>();
             std::ptr::copy_nonoverlapping(source.as_ptr(), page, BLCKSZ);
@@ -217,14 +232,13 @@ unsafe extern "C-unwind" fn writev(
     nblocks: pg_sys::BlockNumber,
     _skip_fsync: bool,
 ) {
-    // SAFETY: no other reference into the store exists while Postgres runs.
-    let store = unsafe { &mut *STORE.get() };
     for i in 0..nblocks {
-        // SAFETY: as in `readv`.
+        // SAFETY: as in `readv`; no reference into the store exists while the page is copied into it.
         unsafe {
-            if is_target(store, reln, fork, block.saturating_add(i)) {
+            if is_target_tag(tag(reln, fork, block.saturating_add(i))) {
                 let page = (*buffers.add(i as usize)).cast::<u8>();
-                std::ptr::copy_nonoverlapping(page, store.page.as_mut_ptr(), BLCKSZ);
+                let stored = (&raw mut (*STORE.get()).page).cast::<u8>();
+                std::ptr::copy_nonoverlapping(page, stored, BLCKSZ);
             }
         }
     }

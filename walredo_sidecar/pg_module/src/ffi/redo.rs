@@ -137,6 +137,9 @@ impl Redo {
             (*self.reader).ReadRecPtr = end_lsn.0;
             (*self.reader).EndRecPtr = end_lsn.0;
             rm_redo(rmid)(self.reader);
+            if (*decoded).max_block_id > 0 {
+                fence_other_pages();
+            }
         }
     }
 
@@ -230,22 +233,56 @@ impl Redo {
     /// Drops the buffers of every relation that has one. A buffer that is still pinned is an error in a redo
     /// routine; Postgres says so and the process ends.
     fn drop_buffers(&mut self) {
-        // SAFETY: `BufferDescriptors` holds NBuffers descriptors; plain reads suffice since no other process
-        // is attached. A relation's entry stays valid until smgrdestroyall.
+        // SAFETY: no redo routine is running. A relation's entry stays valid until smgrdestroyall.
         unsafe {
-            let count = usize::try_from(pg_sys::NBuffers).unwrap_or(0);
-            for i in 0..count {
-                let descriptor = &(*pg_sys::BufferDescriptors.add(i)).bufferdesc;
-                if descriptor.state.value & pg_sys::BM_TAG_VALID == 0 {
-                    continue;
-                }
+            for_each_buffer(|_, tag| {
                 let rlocator = pg_sys::RelFileLocator {
-                    spcOid: descriptor.tag.spcOid,
-                    dbOid: descriptor.tag.dbOid,
-                    relNumber: descriptor.tag.relNumber,
+                    spcOid: tag.spcOid,
+                    dbOid: tag.dbOid,
+                    relNumber: tag.relNumber,
                 };
                 let mut reln = pg::smgropen(rlocator, pg_sys::INVALID_PROC_NUMBER);
                 pg::DropRelationsAllBuffers(&raw mut reln, 1);
+            });
+        }
+    }
+}
+
+/// Gives every page in the buffer pool but the target the greatest LSN.
+///
+/// A record may make pages beside the target. A later record of the same request may change such a page again,
+/// but what happened to it in between is not part of the request; redo on it would fail or, worse, be applied to
+/// the wrong content. With this LSN it counts as up to date, as do pages that were never touched (see
+/// [`inmem_smgr`]).
+///
+/// # Safety
+/// No redo routine is running.
+unsafe fn fence_other_pages() {
+    // SAFETY: descriptors and blocks exist for NBuffers buffers, nobody else is attached, and a valid tag means
+    // that the block holds a page, whose first 8 bytes are its LSN.
+    unsafe {
+        for_each_buffer(|index, tag| {
+            if !inmem_smgr::is_target_tag(tag) {
+                let page = pg_sys::BufferBlocks.cast::<u8>().add(index * BLCKSZ);
+                std::ptr::write_bytes(page, 0xFF, size_of::<u64>());
+            }
+        });
+    }
+}
+
+/// Calls `visit` for every buffer that holds a page.
+///
+/// # Safety
+/// Shared memory exists and no other process is attached to it.
+unsafe fn for_each_buffer(mut visit: impl FnMut(usize, pg_sys::BufferTag)) {
+    // SAFETY: `BufferDescriptors` holds NBuffers descriptors (bufmgr.c); nobody changes them meanwhile but
+    // `visit`, which gets copies.
+    unsafe {
+        let count = usize::try_from(pg_sys::NBuffers).unwrap_or(0);
+        for index in 0..count {
+            let descriptor = &raw const (*pg_sys::BufferDescriptors.add(index)).bufferdesc;
+            if (*descriptor).state.value & pg_sys::BM_TAG_VALID != 0 {
+                visit(index, (*descriptor).tag);
             }
         }
     }
