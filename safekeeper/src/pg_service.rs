@@ -1,6 +1,5 @@
 //! The Postgres-protocol port: accepts connections and runs their commands.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,29 +79,25 @@ impl PgService {
         tasks.wait().await;
     }
 
-    fn connection(
+    async fn connection(self, stream: TcpStream, shutdown: CancellationToken) {
+        match self.session(stream, &shutdown).await {
+            Ok(()) => {}
+            Err(error) if error.is_expected() => tracing::info!("connection ended: {error}"),
+            Err(error) => tracing::warn!("connection failed: {error}"),
+        }
+    }
+
+    async fn session(
         self,
         stream: TcpStream,
-        shutdown: CancellationToken,
-    ) -> impl Future<Output = ()> + Send {
-        async move {
-            let result: Result<(), QueryError> = async {
-                let options = SocketOptions::default();
-                socket::configure(&stream, &options).map_err(QueryError::other)?;
-                let timeout = Some(self.config.connection_timeout);
-                let timeouts = Timeouts { read: timeout, write: timeout };
-                let backend = PostgresBackend::new(stream, AuthType::Trust, timeouts);
-                let mut session =
-                    Session { service: self, id: None, application_name: String::new() };
-                backend.run(&mut session, &shutdown).await
-            }
-            .await;
-            match result {
-                Ok(()) => {}
-                Err(error) if error.is_expected() => tracing::info!("connection ended: {error}"),
-                Err(error) => tracing::warn!("connection failed: {error}"),
-            }
-        }
+        shutdown: &CancellationToken,
+    ) -> Result<(), QueryError> {
+        socket::configure(&stream, &SocketOptions::default()).map_err(QueryError::other)?;
+        let timeout = Some(self.config.connection_timeout);
+        let timeouts = Timeouts { read: timeout, write: timeout };
+        let backend = PostgresBackend::new(stream, AuthType::Trust, timeouts);
+        let mut session = Session { service: self, id: None, application_name: String::new() };
+        backend.run(&mut session, shutdown).await
     }
 }
 

@@ -133,6 +133,8 @@ impl Receiver<'_> {
             },
             Ok(()) = self.feedback.changed(), if self.last_response.is_some() => {
                 if let Some(response) = self.last_response.clone() {
+                    // Seen by `changed`, but not sent yet.
+                    self.feedback.mark_changed();
                     self.send_response(pgb, response)?;
                 }
             }

@@ -230,7 +230,7 @@ mod tests {
         fn chunks_advance_and_end_at_pages_or_at_the_end(start in 0u64..1 << 40, available in 1u64..1 << 30) {
             let len = chunk_len(Lsn(start), available);
             prop_assert!(0 < len && len <= available.min(SEND_BYTES_MAX));
-            prop_assert!(len == available || (start + len) % XLOG_BLCKSZ == 0);
+            prop_assert!(len == available || (start + len).is_multiple_of(XLOG_BLCKSZ));
         }
     }
 }

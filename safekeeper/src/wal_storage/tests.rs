@@ -34,7 +34,10 @@ fn many_records(start: Lsn, until: u64) -> WalBuilder {
     let mut seed = 0u8;
     while builder.end_lsn() < start + until {
         seed = seed.wrapping_add(1);
-        builder.record(usize::from(seed) * 37 + if seed % 64 == 0 { 40_000 } else { 0 }, seed);
+        builder.record(
+            usize::from(seed) * 37 + if seed.is_multiple_of(64) { 40_000 } else { 0 },
+            seed,
+        );
     }
     builder
 }
@@ -213,7 +216,7 @@ proptest! {
             let mut bytes = vec![0; left];
             match mode {
                 0 => {}
-                1 => bytes.iter_mut().enumerate().for_each(|(i, b)| *b = (i * 7 + 13) as u8),
+                1 => bytes = (0u8..=255).map(|byte| byte ^ 0xA5).cycle().take(left).collect(),
                 _ => {
                     file.read_exact_at(&mut bytes, segment_offset(at)).unwrap();
                     bytes[0] ^= 0x10;

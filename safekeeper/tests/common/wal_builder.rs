@@ -58,7 +58,8 @@ impl WalBuilder {
 
     /// Appends a record with `len` bytes of payload made from `seed`.
     pub fn record(&mut self, len: usize, seed: u8) -> Lsn {
-        let payload: Vec<u8> = (0..len).map(|i| seed.wrapping_add((i % 251) as u8)).collect();
+        let payload: Vec<u8> =
+            (0u8..251).cycle().take(len).map(|byte| seed.wrapping_add(byte)).collect();
         self.append(XLOG_NOOP, &payload)
     }
 
