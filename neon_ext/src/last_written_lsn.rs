@@ -49,17 +49,13 @@ pub fn raise_floors(lsn: Lsn) {
     }
 }
 
-/// The first reader after the start sets the floors. The right value, the position the server started at, is not
-/// known when shared memory is made; the flush position at the first read is at or after it. Entries displaced
-/// before that have raised a floor too, to less.
+/// The first reader after the start sets the floors, to a position at or after the one that the server started at;
+/// that one is not known yet when shared memory is made. What changed since then is in the cache, or has raised a floor
+/// when it left it.
 fn ensure_floors() {
-    let known = |order| shmem::fixed().is_some_and(|fixed| fixed.floors_known.load(order) != 0);
-    if known(Ordering::Acquire) {
-        return;
-    }
-    raise_floors(xlog::started_position());
-    // While the startup process is still at work the position is preliminary.
-    if let (false, Some(fixed)) = (xlog::in_recovery(), shmem::fixed()) {
+    let Some(fixed) = shmem::fixed() else { return };
+    if fixed.floors_known.load(Ordering::Acquire) == 0 {
+        raise_floors(xlog::started_position());
         fixed.floors_known.store(1, Ordering::Release);
     }
 }

@@ -1,4 +1,7 @@
 //! Commands on databases that change pages behind the storage manager's back.
+//!
+//! The hook itself is a plain frame without destructors that errors of the command jump over: pgrx would carry them
+//! through as well, but without their cursor position and context.
 #![expect(unsafe_code, reason = "sets a hook variable of the server and reads parse trees")]
 
 use std::ffi::c_char;
@@ -10,7 +13,37 @@ use pgrx::pg_sys::{self, NodeTag};
 use super::xlog;
 use crate::{last_written_lsn, relation_size};
 
-static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
+type Hook = unsafe extern "C-unwind" fn(
+    *mut pg_sys::PlannedStmt,
+    *const c_char,
+    bool,
+    pg_sys::ProcessUtilityContext::Type,
+    pg_sys::ParamListInfo,
+    *mut pg_sys::QueryEnvironment,
+    *mut pg_sys::DestReceiver,
+    *mut pg_sys::QueryCompletion,
+);
+
+mod raw {
+    use super::{c_char, pg_sys};
+
+    // SAFETY: the declaration of `tcop/utility.h`, without the wrapper that pgrx puts around it.
+    unsafe extern "C-unwind" {
+        #[link_name = "standard_ProcessUtility"]
+        pub fn standard(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
+static mut PREVIOUS: Option<Hook> = None;
 
 /// Installs the hook.
 pub fn install() {
@@ -22,6 +55,7 @@ pub fn install() {
 }
 
 /// What is left to do when a command has succeeded.
+#[derive(Clone, Copy)]
 enum Afterwards {
     Nothing,
     /// CREATE DATABASE and ALTER DATABASE SET TABLESPACE: with the file copy strategy the page server copies all
@@ -31,25 +65,37 @@ enum Afterwards {
     DatabaseGone(Oid),
 }
 
-/// # Safety
-/// `statement` is a valid statement.
-unsafe fn plan(statement: *const pg_sys::PlannedStmt) -> Afterwards {
-    // SAFETY: utility statements are nodes whose type the tag tells.
+#[pg_guard]
+unsafe extern "C-unwind" fn plan(
+    statement: *const pg_sys::PlannedStmt,
+    afterwards: *mut Afterwards,
+) {
+    // SAFETY: called below with a valid statement, whose utility statement is a node with a tag, and a valid place for
+    // the result.
     unsafe {
         let node = (*statement).utilityStmt;
-        match (*node).type_ {
+        *afterwards = match (*node).type_ {
             NodeTag::T_CreatedbStmt | NodeTag::T_AlterDatabaseStmt => Afterwards::PagesCopied,
             NodeTag::T_DropdbStmt => {
                 let drop = node.cast::<pg_sys::DropdbStmt>();
                 let oid = pg_sys::get_database_oid((*drop).dbname, true);
                 Afterwards::DatabaseGone(oid.to_u32())
             }
-            _ => Afterwards::Nothing,
-        }
+            _ => return,
+        };
     }
 }
 
 #[pg_guard]
+unsafe extern "C-unwind" fn finish(afterwards: *const Afterwards) {
+    // SAFETY: called below with a valid place.
+    match unsafe { *afterwards } {
+        Afterwards::Nothing => {}
+        Afterwards::PagesCopied => last_written_lsn::raise_floors(xlog::insert_position()),
+        Afterwards::DatabaseGone(oid) => relation_size::forget_database(oid),
+    }
+}
+
 #[expect(clippy::too_many_arguments, reason = "the hook's type is Postgres'")]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -61,38 +107,21 @@ unsafe extern "C-unwind" fn process_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: the arguments are passed on as they came; the hook variable is only written before children exist.
+    let mut afterwards = Afterwards::Nothing;
+    // SAFETY: the arguments are passed on as they came; the hook variable is only written before children exist. No value
+    // here has a destructor, so an error may jump over this frame.
     unsafe {
-        let afterwards = plan(statement);
-        let (query_env, dest) = (environment, destination);
-        match PREVIOUS {
-            Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                next(
-                    statement,
-                    query,
-                    read_only_tree,
-                    context,
-                    params,
-                    query_env,
-                    dest,
-                    completion,
-                );
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                params,
-                query_env,
-                dest,
-                completion,
-            ),
-        }
-        match afterwards {
-            Afterwards::Nothing => {}
-            Afterwards::PagesCopied => last_written_lsn::raise_floors(xlog::insert_position()),
-            Afterwards::DatabaseGone(oid) => relation_size::forget_database(oid),
-        }
+        plan(statement, &raw mut afterwards);
+        PREVIOUS.unwrap_or(raw::standard)(
+            statement,
+            query,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            destination,
+            completion,
+        );
+        finish(&raw const afterwards);
     }
 }

@@ -47,14 +47,12 @@ pub fn in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
-/// A position at or after the one that the server started at.
+/// A position at or after the one that the server started at, and at or before the newest checkpoint's: the redo
+/// position. Not the flush position: WAL that the server wrote since its start gets to the page server only when
+/// walproposer has logged in, and logging in reads catalogs.
 pub fn started_position() -> Lsn {
-    if in_recovery() {
-        // SAFETY: reads shared memory; StartupXLOG sets it before anything is read from relations.
-        Lsn(unsafe { pg_sys::GetRedoRecPtr() })
-    } else {
-        flush_position()
-    }
+    // SAFETY: reads shared memory; StartupXLOG sets it before anything is read from relations.
+    request_lsn::wait_position(Lsn(unsafe { pg_sys::GetRedoRecPtr() }))
 }
 
 /// Flushes local WAL up to `lsn`, unless that was done.
