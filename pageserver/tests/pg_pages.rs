@@ -1,6 +1,8 @@
 //! Pages of a cluster that `initdb` made, served over the wire, against its files; and the life of a timeline
 //! over HTTP.
 
+#![expect(clippy::unwrap_used, reason = "a test program fails by panicking")]
+
 mod common;
 
 use common::{

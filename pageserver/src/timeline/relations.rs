@@ -185,5 +185,5 @@ impl Timeline {
     }
 }
 
+/// [`BLCKSZ`] as sizes are counted on the wire.
 const BLOCK_BYTES: i64 = 8192;
-const _: () = assert!(BLOCK_BYTES as usize == BLCKSZ);

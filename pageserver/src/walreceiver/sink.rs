@@ -78,11 +78,19 @@ fn ingest(
     let mut stream = wal_stream(start, timeline.store().position());
     while let Some(WalChunk { start, data }) = chunks.blocking_recv() {
         feed(&mut stream, start, data)?;
-        while let Some(record) =
-            stream.poll().map_err(|error| SinkError::BadWal(error.to_string()))?
-        {
-            ingest.ingest(&record)?;
-            GLOBAL.wal_ingested_records.inc();
+        loop {
+            match stream.poll() {
+                Ok(Some(record)) => {
+                    ingest.ingest(&record)?;
+                    GLOBAL.wal_ingested_records.inc();
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    // What came before is right, and worth reading.
+                    ingest.commit()?;
+                    return Err(SinkError::BadWal(error.to_string()));
+                }
+            }
         }
         // Readers wait for the last record that came; while more is there already, batches fill up instead.
         if chunks.is_empty() {

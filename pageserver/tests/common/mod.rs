@@ -1,5 +1,13 @@
 //! Clusters and servers for tests with a real PostgreSQL.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of this")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::allow_attributes,
+    reason = "each test program uses a part of this, and fails by panicking"
+)]
+
+pub mod safekeeper;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
