@@ -113,9 +113,9 @@ impl View<'_> {
                 }
                 if self.u16(item + 16) == SPEC_TOKEN {
                     // ip_blkid is two 16-bit halves, high one first.
-                    self.put16(item + 12, (blkno >> 16) as u16);
-                    self.put16(item + 14, blkno as u16);
-                    self.put16(item + 16, index as u16 + 1);
+                    self.put16(item + 12, u16::try_from(blkno >> 16).unwrap());
+                    self.put16(item + 14, u16::try_from(blkno & 0xFFFF).unwrap());
+                    self.put16(item + 16, u16::try_from(index).unwrap() + 1);
                 }
             }
             if len > 0 {

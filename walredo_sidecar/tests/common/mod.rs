@@ -1,6 +1,9 @@
 //! What the tests with a real Postgres share. Not every test binary uses all of it.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part")]
 
+pub mod direct;
+pub mod fake;
+pub mod logs;
 pub mod mask;
 pub mod server;
 pub mod wal;
@@ -59,15 +62,18 @@ impl Fixture {
     }
 
     pub fn with(change: impl FnOnce(&mut WalRedoConfig)) -> Fixture {
-        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-        // Only the first fixture of a process installs it.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(filter.unwrap_or_else(|_| "error".into()))
-            .with_test_writer()
-            .try_init();
+        Fixture::bare(|config| {
+            config.installs.insert(PG_VERSION, patched());
+            change(config);
+        })
+    }
+
+    /// Without any installation.
+    pub fn bare(change: impl FnOnce(&mut WalRedoConfig)) -> Fixture {
+        logs::capture();
         let dir = open_dir();
         let mut config = WalRedoConfig {
-            installs: BTreeMap::from([(PG_VERSION, patched())]),
+            installs: BTreeMap::new(),
             user: system_user(),
             work_dir: dir.path().to_owned(),
             wal_redo_timeout: Duration::from_secs(60),
@@ -88,17 +94,22 @@ impl Fixture {
     }
 }
 
-/// Children of this test process whose command line mentions `--wal-redo` or whose data directory is below
-/// `dir`: the redo processes of a fixture.
+/// Processes whose data directory is below `dir`: the redo processes of a fixture. Not their children.
 pub fn redo_pids(dir: &Path) -> Vec<u32> {
     let below = |environ: &[u8]| {
         let wanted = format!("PGDATA={}", dir.display());
         environ.split(|byte| *byte == 0).any(|entry| entry.starts_with(wanted.as_bytes()))
     };
+    let parent = format!("PPid:\t{}\n", std::process::id());
+    let ours = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|status| status.contains(&parent))
+    };
     let mut pids: Vec<u32> = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| below(&e)))
+        .filter(ours)
+        .filter(|pid| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| below(&e)))
         .collect();
     pids.sort_unstable();
     pids

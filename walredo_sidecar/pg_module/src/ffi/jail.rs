@@ -180,18 +180,20 @@ extern "C" fn on_sigsys(_signo: c_int, info: *mut libc::siginfo_t, _context: *mu
     {
         return;
     }
-    let mut line = *b"ERROR:  system call           0 is not allowed in WAL redo\n";
-    // Digits go right to left into the blanks before " is"; no allocation in a signal handler.
+    // No allocation in a signal handler: digits go into a local array, right to left.
+    let mut digits = [b' '; 10];
     let mut rest = number.unsigned_abs();
-    for place in line.iter_mut().take(29).skip(20).rev() {
+    for place in digits.iter_mut().rev() {
         *place = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
         if rest == 0 {
             break;
         }
     }
-    // SAFETY: writes a local array; `write` and `_exit` are async-signal-safe.
-    unsafe { libc::write(STDERR, line.as_ptr().cast(), line.len()) };
+    for part in [b"ERROR:  system call ".as_slice(), &digits, b" is not allowed in WAL redo\n"] {
+        // SAFETY: `part` is readable memory of the length given; `write` is async-signal-safe, as is `_exit`.
+        unsafe { libc::write(STDERR, part.as_ptr().cast(), part.len()) };
+    }
     exit(1);
 }
 
