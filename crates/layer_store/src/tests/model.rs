@@ -154,16 +154,13 @@ fn put(node: &mut Node, versions: Vec<(Index, u64, Value)>) {
 }
 
 fn reopen(nodes: &mut Vec<Node>, shared: &Shared) {
-    let mut kept: Vec<(PathBuf, Option<(usize, Lsn)>, Vec<_>, Lsn, Lsn)> = Vec::new();
-    for node in nodes.drain(..) {
-        let durable = node.store.disk_consistent_lsn();
-        kept.push((node.dir, node.parent, node.log, node.last, durable));
+    let mut kept = Vec::new();
+    for Node { store, dir, parent, log, last } in nodes.drain(..) {
+        kept.push((dir, parent, log, last, store.disk_consistent_lsn()));
     }
     for (dir, parent, log, last, durable) in kept {
-        let ancestor = parent.map(|(parent, lsn): (usize, Lsn)| Ancestor {
-            store: nodes[parent].store.clone(),
-            lsn,
-        });
+        let ancestor =
+            parent.map(|(parent, lsn)| Ancestor { store: nodes[parent].store.clone(), lsn });
         let store = Store::open(&dir, ancestor, shared).unwrap();
         assert_eq!(store.last_record_lsn(), durable);
         let mut batch = WriteBatch::new();
