@@ -59,6 +59,19 @@ pub fn classify(fork: ForkNumber, page: &Page) -> PageState {
     }
 }
 
+/// Whether WAL may have changed the page after its LSN.
+///
+/// `visibilitymap_set` logs that a heap page is all-visible, sets `PD_ALL_VISIBLE` in its header, and leaves its LSN
+/// alone unless hint bits are logged. A reader that gets the page without the flag while the map has the bit would
+/// insert rows without clearing the bit: they would be visible to everybody. So the caller takes the insert position,
+/// which is behind that record, for every page with the flag.
+pub fn may_be_newer_than_lsn(fork: ForkNumber, page: &Page) -> bool {
+    const PD_ALL_VISIBLE: u16 = 0x0004;
+    fork == ForkNumber::Main
+        && usize::from(word(page, PD_SPECIAL)) == BLCKSZ
+        && word(page, PD_FLAGS) & PD_ALL_VISIBLE != 0
+}
+
 /// Block of the visibility map whose bits for heap blocks from `heap_blocks` on are cleared when a heap is cut to
 /// that size. `visibilitymap_prepare_truncate` clears them without touching the page's LSN, so the caller
 /// records the truncation's position for this block.
@@ -111,6 +124,17 @@ mod tests {
         set_lsn(&mut page, Lsn(0x100_0000));
         assert_eq!(classify(ForkNumber::Main, &page), PageState::Logged(Lsn(0x100_0000)));
         assert_eq!(classify(ForkNumber::Fsm, &page), PageState::FreeSpaceMap);
+    }
+
+    #[test]
+    fn all_visible_heap_pages_may_be_newer() {
+        let mut page = header_only();
+        assert!(!may_be_newer_than_lsn(ForkNumber::Main, &page));
+        page[PD_FLAGS].copy_from_slice(&0x0005u16.to_le_bytes());
+        assert!(may_be_newer_than_lsn(ForkNumber::Main, &page));
+        assert!(!may_be_newer_than_lsn(ForkNumber::Vm, &page));
+        page[PD_SPECIAL].copy_from_slice(&8176u16.to_le_bytes());
+        assert!(!may_be_newer_than_lsn(ForkNumber::Main, &page), "an index page");
     }
 
     #[test]

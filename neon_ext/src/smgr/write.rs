@@ -1,6 +1,6 @@
 //! Pages that leave shared buffers.
 
-use compute_core::eviction::{PageState, classify};
+use compute_core::eviction::{PageState, classify, may_be_newer_than_lsn};
 use pg_types::page::{self, Page};
 use pg_types::{BlockNumber, ForkNumber, Lsn, RelTag};
 
@@ -16,7 +16,9 @@ impl PageServerStorage {
             PageState::Blank => Self::drop_spilled(rel, block)?,
             PageState::Logged(lsn) => {
                 Self::drop_spilled(rel, block)?;
-                let known = last_written_lsn::set(rel, block, lsn);
+                let newer = may_be_newer_than_lsn(rel.fork, page);
+                let changed = if newer { xlog::insert_position().max(lsn) } else { lsn };
+                let known = last_written_lsn::set(rel, block, changed);
                 // The bits of a map page may have been cleared by a truncation, after its LSN.
                 let at = if rel.fork == ForkNumber::Vm { known } else { lsn };
                 audit_evicted(rel, block, page, at);
