@@ -82,12 +82,11 @@ pub fn failed(error: impl std::error::Error) -> CliError {
 /// Runs a walproposer; its exit code tells the compute's supervisor why it ended.
 pub fn walproposer(config_path: &Path) -> Result<ExitCode> {
     init_logging();
-    let config = compute_ctl::Config::load(config_path).map_err(failed)?;
     let runtime = single_threaded()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone())?;
-        let exit = compute_ctl::run_walproposer(&config, shutdown).await;
+        let exit = compute_ctl::run_walproposer(config_path, shutdown).await;
         Ok(ExitCode::from(exit.code()))
     })
 }
@@ -100,15 +99,11 @@ pub fn compute(config_path: &Path) -> Result<ExitCode> {
     let _lock = lock(&name, config_path, "compute")?;
     let program = std::env::current_exe()
         .map_err(|error| CliError::failed(format!("could not find this program: {error}")))?;
-    let walproposer = compute_ctl::WalproposerCommand {
-        program,
-        args: vec!["walproposer".into(), "-c".into(), config_path.into()],
-    };
     let runtime = single_threaded()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone())?;
-        compute_ctl::run(config, walproposer, shutdown).await.map_err(failed)?;
+        compute_ctl::run(config, &program, shutdown).await.map_err(failed)?;
         Ok(ExitCode::SUCCESS)
     })
 }

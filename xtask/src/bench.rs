@@ -131,7 +131,10 @@ fn program(built: &Built, package: &str, binary: &str) -> Result<Vec<Row>> {
 
 fn report(name: &str, rows: Vec<Row>) -> Result<()> {
     println!("{name}");
-    println!("  {:<24} {:>12} {:>12} {:>8}  {:<10} reference", "case", "ours", "reference", "ratio", "unit");
+    println!(
+        "  {:<24} {:>12} {:>12} {:>8}  {:<10} reference",
+        "case", "ours", "reference", "ratio", "unit"
+    );
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
     for row in &rows {
         println!(

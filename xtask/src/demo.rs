@@ -39,12 +39,12 @@ const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) || ' ' |
 /// Runs the demo.
 pub fn run(options: &Options) -> Result<()> {
     let built = build::everything()?;
-    let dir = if options.dir.is_absolute() { options.dir.clone() } else { root().join(&options.dir) };
+    let dir =
+        if options.dir.is_absolute() { options.dir.clone() } else { root().join(&options.dir) };
     forget_old(&built, &dir)?;
     let place = Place { neon: built.neon.clone(), install: built.compute.clone() };
-    let mut cluster = step("start page server and safekeeper", || {
-        Cluster::start_in(place, dir.clone(), false)
-    })?;
+    let mut cluster =
+        step("start page server and safekeeper", || Cluster::start_in(place, dir.clone(), false))?;
     std::fs::write(dir.join(MARKER), "")?;
     let endpoint = step("start a compute", || cluster.endpoint("main", "main", &[]))?;
     pgbench(&built.compute, &endpoint, options)?;

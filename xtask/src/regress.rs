@@ -75,7 +75,9 @@ pub fn run_with(built: &Built, options: &Options) -> Result<Tally> {
         eprintln!("permanent relations with files under PGDATA: {}", list.join(", "));
         tally.failed += 1;
     }
-    if cluster.pid("endpoints/regress/compute.pid").is_err() || endpoint.connect("postgres").is_err() {
+    if cluster.pid("endpoints/regress/compute.pid").is_err()
+        || endpoint.connect("postgres").is_err()
+    {
         eprintln!("the compute did not survive the suite");
         save_logs(&cluster, &endpoint, options)?;
         tally.failed += 1;
@@ -232,6 +234,8 @@ pub fn scheduled_tests(built: &Built) -> Result<u64> {
         .map(|tests| tests.split_whitespace().count())
         .sum::<usize>();
     // The runner must exist as well, or there is nothing to count.
-    let _ = capture(Command::new(built.pg.patched.build.join("src/test/regress/pg_regress")).arg("--version"))?;
+    let _ = capture(
+        Command::new(built.pg.patched.build.join("src/test/regress/pg_regress")).arg("--version"),
+    )?;
     Ok(u64::try_from(tests)?)
 }

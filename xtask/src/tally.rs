@@ -53,7 +53,9 @@ mod tests {
     #[test]
     fn reads_both_runners() {
         let mut tally = Tally::default();
-        for line in ["ok 1         - test_setup  300 ms", "not ok 2     + boolean 1 ms", "# note", "ok"] {
+        for line in
+            ["ok 1         - test_setup  300 ms", "not ok 2     + boolean 1 ms", "# note", "ok"]
+        {
             tally.see_tap(line);
         }
         tally.see_cargo("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured");

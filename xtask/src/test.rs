@@ -67,9 +67,8 @@ fn cargo_tests(built: &Built, options: &Options) -> Result<Tally> {
     command.env("NEON_PG_STOCK_BUILD", &built.pg.stock.build);
     command.env("NEON_PG_SOURCE", &built.pg.stock.source);
     let mut tally = Tally::default();
-    let ok = step("run the tests of all crates", || {
-        stream(&mut command, |line| tally.see_cargo(line))
-    })?;
+    let ok =
+        step("run the tests of all crates", || stream(&mut command, |line| tally.see_cargo(line)))?;
     if !ok && tally.failed == 0 {
         // A test program that did not build or crashed has no count of its own.
         tally.failed += 1;

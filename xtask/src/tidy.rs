@@ -52,7 +52,8 @@ fn check_source(path: &Path, text: &str, findings: &mut Vec<Finding>) {
         add(lines, format!("{lines} lines: split it, one subject each (at most {FILE_LINES_MAX})"));
     }
     // Spelled apart so that this file does not find itself.
-    let leftovers = [concat!("FIX", "ME"), concat!("XX", "X:"), concat!("TO", "DO"), concat!("#[ign", "ore")];
+    let leftovers =
+        [concat!("FIX", "ME"), concat!("XX", "X:"), concat!("TO", "DO"), concat!("#[ign", "ore")];
     for (index, line) in text.lines().enumerate() {
         for leftover in leftovers {
             if line.contains(leftover) {

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{Mode, umask};
 use sha2::{Digest, Sha256};
 
@@ -186,10 +187,12 @@ pub fn remove_old(cache: &Path, current: &[&Tree]) -> Result<()> {
     Ok(())
 }
 
-/// Holds the lock of the cache until the returned file is closed, which a killed process does as well.
+/// Holds the lock of the cache until the returned file is closed, which a killed process does as well. Programs
+/// that it started inherit the file: as long as an orphaned `make` works on a tree, nobody else does.
 pub fn lock(cache: &Path) -> Result<File> {
     let path = cache.join("lock");
     let file = File::create(&path).with_context(|| format!("could not open {}", path.display()))?;
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {}
@@ -282,12 +285,16 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_exclusive_and_ends_with_its_holder() {
+    fn the_lock_is_exclusive_and_ends_with_its_holder_and_his_children() {
         let dir = tempfile::tempdir().unwrap();
         let held = lock(dir.path()).unwrap();
+        let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let other = File::open(dir.path().join("lock")).unwrap();
         assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
         drop(held);
+        assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(child.stdin.take());
+        child.wait().unwrap();
         other.try_lock().unwrap();
     }
 }
