@@ -20,6 +20,16 @@ impl Store {
         Ok(assemble(search))
     }
 
+    /// Like [`Store::get`], for a caller that has the value as of `floor`: only versions behind that LSN are looked
+    /// for, and layers that end there are not visited. Without base and without
+    /// [`Reconstruct::first_will_init`] the deltas are those to apply to the caller's value; when there are none
+    /// either, it is the value still.
+    pub fn get_since(&self, key: Key, lsn: Lsn, floor: Lsn) -> Result<Reconstruct, ReadError> {
+        let mut search = Search::since(floor);
+        self.search(key, lsn, &mut search)?;
+        Ok(assemble(search))
+    }
+
     /// [`Store::get`] for several keys, each at its own LSN; answers are in the order of the requests. Requests
     /// for neighbouring keys share the blocks they need through the cache.
     pub fn get_many(&self, requests: &[(Key, Lsn)]) -> Vec<Result<Reconstruct, ReadError>> {
@@ -37,6 +47,9 @@ impl Store {
     fn search(&self, key: Key, lsn: Lsn, search: &mut Search) -> Result<(), ReadError> {
         let mut lineage = self.lineage(lsn)?.into_iter();
         while let Some((store, lsn)) = lineage.next().filter(|_| !search.is_done()) {
+            if lsn <= search.floor {
+                break;
+            }
             store.readable(lsn)?.search(key, lsn, search)?;
             if !key.is_inherited() {
                 break;

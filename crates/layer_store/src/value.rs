@@ -85,6 +85,8 @@ pub(crate) struct Found {
 pub(crate) struct Search {
     pub(crate) found: Vec<Found>,
     newest_only: bool,
+    /// Only versions behind this LSN are wanted.
+    pub(crate) floor: Lsn,
     done: bool,
     /// Memtables and layers looked into.
     pub(crate) visited: u32,
@@ -93,7 +95,13 @@ pub(crate) struct Search {
 impl Search {
     /// Wants versions down to one that needs no older.
     pub(crate) fn all() -> Search {
-        Search { found: Vec::new(), newest_only: false, done: false, visited: 0 }
+        let found = Vec::new();
+        Search { found, newest_only: false, floor: Lsn::INVALID, done: false, visited: 0 }
+    }
+
+    /// Wants what is newer than `floor`, down to a version that needs no older.
+    pub(crate) fn since(floor: Lsn) -> Search {
+        Search { floor, ..Search::all() }
     }
 
     /// Wants the newest version alone.
@@ -103,6 +111,10 @@ impl Search {
 
     pub(crate) fn push(&mut self, found: Found) {
         debug_assert!(!self.done);
+        if found.lsn <= self.floor {
+            self.done = true;
+            return;
+        }
         self.done = self.newest_only || found.kind.ends_search();
         self.found.push(found);
     }

@@ -101,11 +101,27 @@ fn assemble(mut found: Vec<(Lsn, Value)>) -> Reconstruct {
     result
 }
 
+/// What of a whole answer lies behind an LSN.
+fn since(whole: &Reconstruct, floor: Lsn) -> Reconstruct {
+    let is_behind = |lsn: Lsn| lsn > floor;
+    Reconstruct {
+        base: whole.base.clone().filter(|(lsn, _)| is_behind(*lsn)),
+        deltas: whole.deltas.iter().filter(|(lsn, _)| is_behind(*lsn)).cloned().collect(),
+        first_will_init: whole.first_will_init && is_behind(whole.deltas[0].0),
+        layers_visited: 0,
+    }
+}
+
 fn check(nodes: &[Node], node: usize, key: Key, lsn: Lsn) {
     let wanted = expected(nodes, node, key, lsn);
     let store = &nodes[node].store;
     let got = Reconstruct { layers_visited: 0, ..store.get(key, lsn).unwrap() };
     assert_eq!(got, wanted, "key {key} at {lsn} of store {node}");
+    for floor in [Lsn::INVALID, Lsn(START), Lsn(u64::midpoint(START, lsn.0)), lsn] {
+        let got = store.get_since(key, lsn, floor).unwrap();
+        let got = Reconstruct { layers_visited: 0, ..got };
+        assert_eq!(got, since(&wanted, floor), "key {key} at {lsn} behind {floor}, store {node}");
+    }
     let image = match (wanted.deltas.is_empty(), wanted.base) {
         (true, base) => base.filter(|(_, data)| !data.is_empty()),
         (false, _) => {

@@ -82,6 +82,9 @@ impl Version {
             layers.get(at).filter(|layer| layer.meta().covers(key, lsn))
         });
         for layer in flushed.chain(merged) {
+            if layer.meta().max_lsn <= search.floor {
+                continue;
+            }
             search.visited += 1;
             layer.search(key, lsn, search)?;
             if search.is_done() {
