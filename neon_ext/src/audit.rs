@@ -3,11 +3,12 @@
 use compute_core::audit::{self, PageKind};
 use compute_core::request_lsn::{RequestLsns, wait_position};
 use pg_types::page::Page;
-use pg_types::{BlockNumber, Lsn, RelTag};
+use pg_types::{BlockNumber, ForkNumber, Lsn, RelTag};
 
 use crate::counters::{self, Counter};
 use crate::ffi::xlog::OwnedPage;
 use crate::ffi::{mask, report};
+use crate::last_written_lsn;
 use crate::page_client::{self, PageRead};
 
 /// Lines of difference that are shown; both pages follow as a whole.
@@ -16,7 +17,7 @@ const DIFF_LINES: usize = 64;
 /// Asks the page server for the page as of `lsn` and compares under the masks of the resource managers. A difference
 /// is logged with both pages and ends the server: going on would hide how it came about.
 pub fn compare(rel: RelTag, block: BlockNumber, page: &Page, lsn: Lsn) {
-    let at = wait_position(lsn);
+    let at = wait_position(lsn.max(last_written_lsn::started_at()));
     let lsns = RequestLsns { request_lsn: at, not_modified_since: at };
     let mut theirs = OwnedPage::copy_of(&pg_types::page::ZERO_PAGE);
     let mut reads = [PageRead { block, lsns, page: &mut theirs.0 }];
@@ -32,10 +33,20 @@ pub fn compare(rel: RelTag, block: BlockNumber, page: &Page, lsn: Lsn) {
     for masked in [&mut ours_masked, &mut theirs_masked] {
         match kind {
             PageKind::Map => audit::mask_map(&mut masked.0),
-            other => mask::apply(other, masked, block),
+            other => {
+                audit::mask_unlogged_hints(other, &mut masked.0);
+                mask::apply(other, masked, block);
+            }
         }
     }
     if ours_masked.0 == theirs_masked.0 {
+        return;
+    }
+    if rel.fork == ForkNumber::Vm && audit::only_lacks_visibility_bits(page, &theirs.0) {
+        counters::add(Counter::LostVisibilityBits, 1);
+        report::log(&format!(
+            "audit: the page server's page {block} of relation fork {rel} lacks bits that were set here"
+        ));
         return;
     }
     report::log(&format!(

@@ -41,12 +41,14 @@ pub enum Counter {
     ExtendRecords,
     /// Pages compared with the page server's.
     AuditedPages,
+    /// Audited pages of visibility maps that the page server has with fewer bits.
+    LostVisibilityBits,
     /// Microseconds that writers were held back.
     ThrottledMicros,
 }
 
 /// Every counter with its name in views, in the order of their declaration.
-const COUNTERS: [(Counter, &str); 17] = [
+const COUNTERS: [(Counter, &str); 18] = [
     (Counter::GetPageRequests, "getpage_sync_requests_total"),
     (Counter::ExistsRequests, "exists_requests_total"),
     (Counter::NblocksRequests, "nblocks_requests_total"),
@@ -63,6 +65,7 @@ const COUNTERS: [(Counter, &str); 17] = [
     (Counter::UnloggedImages, "unlogged_page_images_logged_total"),
     (Counter::ExtendRecords, "relation_extend_records_total"),
     (Counter::AuditedPages, "audited_pages_total"),
+    (Counter::LostVisibilityBits, "audited_pages_without_visibility_bits_total"),
     (Counter::ThrottledMicros, "backpressure_throttling_us_total"),
 ];
 

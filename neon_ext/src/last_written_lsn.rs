@@ -53,9 +53,16 @@ pub fn raise_floors(lsn: Lsn) {
 /// that one is not known yet when shared memory is made. What changed since then is in the cache, or has raised a floor
 /// when it left it.
 fn ensure_floors() {
-    let Some(fixed) = shmem::fixed() else { return };
-    if fixed.floors_known.load(Ordering::Acquire) == 0 {
-        raise_floors(xlog::started_position());
-        fixed.floors_known.store(1, Ordering::Release);
+    if started_at() == Lsn::INVALID
+        && let Some(fixed) = shmem::fixed()
+    {
+        let start = xlog::started_position();
+        raise_floors(start);
+        fixed.started_at.store(start.0, Ordering::Release);
     }
+}
+
+/// The oldest position that this server can ask at: pages may carry older ones, from before the timeline was made.
+pub fn started_at() -> Lsn {
+    shmem::fixed().map_or(Lsn::INVALID, |fixed| Lsn(fixed.started_at.load(Ordering::Acquire)))
 }

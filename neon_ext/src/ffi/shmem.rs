@@ -1,7 +1,7 @@
 //! The extension's shared memory: one block, laid out here and nowhere else.
 #![expect(unsafe_code, reason = "turns addresses in shared memory into references under locks")]
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use compute_core::fixed_map::{self, Header, Key, Node, Table, TableMut};
 use compute_core::last_written::{self, BlockKey};
@@ -27,8 +27,8 @@ const ALIGNMENT: usize = 64;
 /// Fixed part of the block. All-zero bytes are a valid value.
 #[repr(C)]
 pub struct Fixed {
-    /// Whether the floors of the last-written LSN cache are known (see `last_written_lsn`).
-    pub floors_known: AtomicU32,
+    /// Where the floors of the last-written LSN cache began (see `last_written_lsn`); 0 until they are known.
+    pub started_at: AtomicU64,
     /// Forks that have a spill file; readers look at the table only if there are any.
     pub spilled_forks: AtomicU32,
     /// What has been counted.
