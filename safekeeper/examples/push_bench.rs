@@ -2,6 +2,7 @@
 //! `cargo run --release -p safekeeper --example push_bench -- DIRECTORY`
 
 #[path = "../tests/common/wal_builder.rs"]
+#[expect(dead_code, reason = "tests use the rest")]
 mod wal_builder;
 
 use std::time::{Duration, Instant};

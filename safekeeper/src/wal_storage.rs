@@ -117,7 +117,7 @@ impl WalStorage {
             let room = usize::try_from(WAL_SEGMENT_SIZE - offset).unwrap_or(usize::MAX);
             let piece = wal.split_to(room.min(wal.len()));
             let segment = self.current_segment()?;
-            segment.write_at(&piece, offset)?;
+            segment.append(&piece, offset)?;
             self.write_lsn += piece.len() as u64;
             if segment_offset(self.write_lsn) == 0 {
                 self.complete_segment()?;
@@ -144,10 +144,13 @@ impl WalStorage {
         let segno = segment_number(self.write_lsn);
         let segment = match self.segment.take() {
             Some(segment) if segment.number() == segno => segment,
-            _ => match Segment::open_partial(&self.dir, segno)? {
-                Some(segment) => segment,
-                None => Segment::create(&self.dir, segno, &mut self.spare)?,
-            },
+            _ => {
+                let offset = segment_offset(self.write_lsn);
+                match Segment::open_partial(&self.dir, segno, offset)? {
+                    Some(segment) => segment,
+                    None => Segment::create(&self.dir, segno, offset, &mut self.spare)?,
+                }
+            }
         };
         Ok(self.segment.insert(segment))
     }

@@ -1,4 +1,5 @@
 //! The process as its clients see it: proposers, readers, HTTP. Every test kills what it starts.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

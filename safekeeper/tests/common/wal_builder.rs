@@ -13,6 +13,14 @@ const XLOG_SWITCH: u8 = 0x40;
 const XLR_BLOCK_ID_DATA_LONG: u8 = 254;
 const SYSTEM_ID: u64 = 0x5EED_5EED;
 
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn u32_of(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 /// Appends records to a growing stretch of WAL.
 #[derive(Debug, Clone)]
 pub struct WalBuilder {
@@ -34,7 +42,7 @@ impl WalBuilder {
     /// Starts another history: it shares the bytes so far.
     pub fn fork_at(&self, lsn: Lsn) -> WalBuilder {
         let mut fork = self.clone();
-        fork.bytes.truncate(usize::try_from(lsn - self.begin_lsn).unwrap());
+        fork.bytes.truncate(index(lsn - self.begin_lsn));
         fork.starts.retain(|&start| start < lsn);
         fork.ends.retain(|&end| end <= lsn);
         fork
@@ -52,7 +60,7 @@ impl WalBuilder {
 
     /// Bytes of a range.
     pub fn slice(&self, begin: Lsn, end: Lsn) -> &[u8] {
-        let at = |lsn: Lsn| usize::try_from(lsn - self.begin_lsn).unwrap();
+        let at = |lsn: Lsn| index(lsn - self.begin_lsn);
         &self.bytes[at(begin)..at(end)]
     }
 
@@ -70,7 +78,9 @@ impl WalBuilder {
         while segment_offset(self.end_lsn()) != 0 {
             self.bytes.push(0);
         }
-        *self.ends.last_mut().unwrap() = self.end_lsn();
+        let end_lsn = self.end_lsn();
+        self.ends.pop();
+        self.ends.push(end_lsn);
         self.end_lsn()
     }
 
@@ -78,7 +88,7 @@ impl WalBuilder {
         let mut body = Vec::new();
         if !payload.is_empty() {
             body.push(XLR_BLOCK_ID_DATA_LONG);
-            body.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+            body.extend_from_slice(&u32_of(payload.len()).to_le_bytes());
             body.extend_from_slice(payload);
         }
         self.pad_to_record_start();
@@ -86,7 +96,7 @@ impl WalBuilder {
         let prev_lsn = self.starts.last().copied().unwrap_or(Lsn(8));
         self.starts.push(self.end_lsn());
         let mut record = Vec::new();
-        let tot_len = u32::try_from(SIZE_OF_XLOG_RECORD + body.len()).unwrap();
+        let tot_len = u32_of(SIZE_OF_XLOG_RECORD + body.len());
         record.extend_from_slice(&tot_len.to_le_bytes());
         record.extend_from_slice(&0u32.to_le_bytes());
         record.extend_from_slice(&prev_lsn.0.to_le_bytes());
@@ -113,7 +123,7 @@ impl WalBuilder {
             if page_offset(self.end_lsn()) == 0 {
                 self.page_header(rest.len());
             }
-            let room = usize::try_from(XLOG_BLCKSZ - page_offset(self.end_lsn())).unwrap();
+            let room = index(XLOG_BLCKSZ - page_offset(self.end_lsn()));
             let (now, later) = rest.split_at(room.min(rest.len()));
             self.bytes.extend_from_slice(now);
             rest = later;
@@ -129,12 +139,12 @@ impl WalBuilder {
         self.bytes.extend_from_slice(&info.to_le_bytes());
         self.bytes.extend_from_slice(&1u32.to_le_bytes());
         self.bytes.extend_from_slice(&page.0.to_le_bytes());
-        self.bytes.extend_from_slice(&u32::try_from(rem_len).unwrap().to_le_bytes());
+        self.bytes.extend_from_slice(&u32_of(rem_len).to_le_bytes());
         self.bytes.extend_from_slice(&0u32.to_le_bytes());
         if long {
             self.bytes.extend_from_slice(&SYSTEM_ID.to_le_bytes());
-            self.bytes.extend_from_slice(&u32::try_from(WAL_SEGMENT_SIZE).unwrap().to_le_bytes());
-            self.bytes.extend_from_slice(&u32::try_from(XLOG_BLCKSZ).unwrap().to_le_bytes());
+            self.bytes.extend_from_slice(&u32_of(index(WAL_SEGMENT_SIZE)).to_le_bytes());
+            self.bytes.extend_from_slice(&u32_of(index(XLOG_BLCKSZ)).to_le_bytes());
         }
         assert_eq!(self.end_lsn(), page + page_header_size(page));
     }
