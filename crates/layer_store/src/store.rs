@@ -99,6 +99,8 @@ pub struct LayerInfo {
     pub keys: (Key, Key),
     /// Lowest and highest LSN, both included.
     pub lsns: (Lsn, Lsn),
+    /// Blocks read from the file since it was opened.
+    pub blocks_read: u64,
 }
 
 impl Store {
@@ -239,6 +241,7 @@ impl Store {
                 versions: meta.versions,
                 keys: (meta.min_key, meta.max_key),
                 lsns: (meta.min_lsn, meta.max_lsn),
+                blocks_read: layer.blocks_read(),
             }
         };
         contents.version.layers().map(info).collect()

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use pg_types::{Key, Lsn};
@@ -32,6 +33,8 @@ pub(crate) struct Layer {
     cache: BlockCache,
     /// Names this layer in the cache, for this process.
     cache_id: u64,
+    /// Blocks that were not in the cache.
+    blocks_read: AtomicU64,
 }
 
 impl Layer {
@@ -55,6 +58,7 @@ impl Layer {
             root: Root::empty(Key::MIN),
             cache: cache.clone(),
             cache_id: cache.new_id(),
+            blocks_read: AtomicU64::new(0),
         };
         layer.root = layer.read_root()?;
         Ok(layer)
@@ -62,6 +66,11 @@ impl Layer {
 
     pub(crate) fn meta(&self) -> &LayerMeta {
         &self.meta
+    }
+
+    /// Blocks that were read from the file.
+    pub(crate) fn blocks_read(&self) -> u64 {
+        self.blocks_read.load(Ordering::Relaxed)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -170,6 +179,7 @@ impl Layer {
         let len = place.read_len().filter(|_| fits);
         let len = len.ok_or_else(|| self.corrupt(place.offset, "block does not fit the file"))?;
         let mut bytes = vec![0; len];
+        self.blocks_read.fetch_add(1, Ordering::Relaxed);
         self.read_at(&mut bytes, place.offset)?;
         let home = BlockHome { sequence: self.meta.sequence, offset: place.offset };
         Ok(block::read(home, kind, bytes, &self.path)?)
