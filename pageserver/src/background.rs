@@ -58,14 +58,14 @@ pub async fn tick(
             });
             if !fresh {
                 sizes.insert(key, (last, now));
-                resize.push((timeline, last));
+                resize.push(timeline);
             }
         }
         let idle = tenants.list();
         let work = move || {
             idle.iter().for_each(|tenant| tenant.quiesce_redo(REDO_IDLE));
             due.iter().for_each(|timeline| flush(timeline));
-            resize.iter().for_each(|(timeline, lsn)| add_up(timeline, *lsn));
+            resize.iter().for_each(|timeline| timeline.add_up_sizes());
         };
         if let Err(error) = tokio::task::spawn_blocking(work).await {
             tracing::error!("background work failed: {error}");
@@ -77,16 +77,6 @@ fn flush(timeline: &Timeline) {
     if let Err(error) = timeline.flush() {
         let id = timeline.metadata.timeline_id;
         tracing::error!(timeline_id = %id, "could not flush: {error}");
-    }
-}
-
-fn add_up(timeline: &Timeline, lsn: Lsn) {
-    match timeline.logical_size(lsn) {
-        Ok(bytes) => timeline.metrics().set_logical_size(u64::try_from(bytes).unwrap_or(0)),
-        Err(error) => {
-            let id = timeline.metadata.timeline_id;
-            tracing::warn!(timeline_id = %id, "could not add up relation sizes: {error}");
-        }
     }
 }
 

@@ -63,6 +63,10 @@ pub struct GlobalMetrics {
     pub records_per_read: Histogram,
     /// Pages found in the cache of rebuilt pages.
     pub page_cache_hits: IntCounter,
+    /// Relation sizes that were remembered.
+    pub relsize_hits: IntCounter,
+    /// Relation sizes that had to be read.
+    pub relsize_misses: IntCounter,
     /// Flushes of a timeline's memory to a layer file.
     pub flush_seconds: Histogram,
     /// Base backups, by kind.
@@ -170,6 +174,14 @@ pub static GLOBAL: LazyLock<GlobalMetrics> = LazyLock::new(|| GlobalMetrics {
         "pageserver_page_cache_hits_total",
         "Pages found in the cache of rebuilt pages",
     ),
+    relsize_hits: counter(
+        "pageserver_relsize_latest_cache_hits_total",
+        "Relation sizes that were remembered",
+    ),
+    relsize_misses: counter(
+        "pageserver_relsize_latest_cache_misses_total",
+        "Relation sizes that had to be read",
+    ),
     flush_seconds: histogram(
         "pageserver_flush_seconds",
         "Flushes of a timeline's memory to a layer file",
@@ -216,6 +228,10 @@ pub struct TimelineMetrics {
     pub records_per_read: Histogram,
     /// See [`GlobalMetrics::page_cache_hits`].
     pub page_cache_hits: IntCounter,
+    /// See [`GlobalMetrics::relsize_hits`].
+    pub relsize_hits: IntCounter,
+    /// See [`GlobalMetrics::relsize_misses`].
+    pub relsize_misses: IntCounter,
     /// See [`GlobalMetrics::flush_seconds`].
     pub flush_seconds: Histogram,
 }
@@ -235,6 +251,8 @@ impl TimelineMetrics {
             layers_per_read: GLOBAL.layers_per_read.clone(),
             records_per_read: GLOBAL.records_per_read.clone(),
             page_cache_hits: GLOBAL.page_cache_hits.clone(),
+            relsize_hits: GLOBAL.relsize_hits.clone(),
+            relsize_misses: GLOBAL.relsize_misses.clone(),
             flush_seconds: GLOBAL.flush_seconds.clone(),
             labels,
         }

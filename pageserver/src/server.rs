@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -12,6 +13,9 @@ use crate::config::Config;
 use crate::page_service::PageService;
 use crate::tenants::{TenantError, Tenants};
 use crate::{background, http};
+
+/// How long connections and background work get to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a page server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +43,7 @@ pub enum ServerError {
 ///
 /// # Errors
 /// When it cannot start. A running server ends in good order only.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), ServerError> {
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let server = Server::start(config).await?;
     shutdown.cancelled().await;
     server.stop().await;
@@ -107,7 +111,10 @@ impl Server {
     /// Stops listening, lets connections say good-bye, stops receiving WAL, flushes memory to disk.
     pub async fn stop(mut self) {
         self.shutdown.cancel();
-        self.tasks.wait().await;
+        // A client that neither ends its request nor its connection does not keep memory from being flushed.
+        if tokio::time::timeout(STOP_PATIENCE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("connections did not end within {STOP_PATIENCE:?}");
+        }
         self.tenants.stop().await;
         self.end_runtime();
         tracing::info!("page server has stopped");

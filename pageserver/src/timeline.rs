@@ -5,6 +5,7 @@ mod error;
 mod get_page;
 mod page_cache;
 pub mod read_lsn;
+mod relation_sizes;
 mod relations;
 pub mod status;
 mod wait_lsn;
@@ -28,6 +29,7 @@ use crate::metrics::TimelineMetrics;
 use crate::tenants::metadata::TimelineMetadata;
 use page_cache::PageCache;
 use read_lsn::{ReadAt, read_at};
+use relation_sizes::RelationSizes;
 use status::WalReceiverStatus;
 
 /// Settings that concern reads.
@@ -39,6 +41,8 @@ pub struct ReadLimits {
     pub page_cache_bytes: u64,
     /// See [`Config::page_cache_min_records`].
     pub page_cache_min_records: usize,
+    /// See [`Config::relation_size_cache_entries`].
+    pub relation_size_cache_entries: usize,
 }
 
 impl From<&Config> for ReadLimits {
@@ -47,6 +51,7 @@ impl From<&Config> for ReadLimits {
             wait_lsn_timeout: config.wait_lsn_timeout,
             page_cache_bytes: config.page_cache_bytes,
             page_cache_min_records: config.page_cache_min_records,
+            relation_size_cache_entries: config.relation_size_cache_entries,
         }
     }
 }
@@ -63,6 +68,7 @@ pub struct Timeline {
     redo: Arc<dyn WalRedoManager>,
     last_record: WaitLsn,
     pages: PageCache,
+    sizes: RelationSizes,
     limits: ReadLimits,
     metrics: TimelineMetrics,
     receiver: WalReceiverStatus,
@@ -110,6 +116,7 @@ impl Timeline {
             redo,
             last_record,
             pages: PageCache::new(limits.page_cache_bytes),
+            sizes: RelationSizes::new(limits.relation_size_cache_entries),
             limits,
             metrics,
             receiver: WalReceiverStatus::default(),
@@ -229,6 +236,17 @@ impl Timeline {
             child = parent;
         }
         Ok(())
+    }
+
+    /// Adds up the sizes of all relations, for feedback and display: one small read for each. Blocks.
+    pub fn add_up_sizes(&self) {
+        match self.logical_size(self.last_record_lsn()) {
+            Ok(bytes) => self.metrics.set_logical_size(u64::try_from(bytes).unwrap_or(0)),
+            Err(error) => {
+                let id = self.metadata.timeline_id;
+                tracing::warn!(timeline_id = %id, "could not add up relation sizes: {error}");
+            }
+        }
     }
 
     /// Writes all versions in memory to a layer file. Blocks.

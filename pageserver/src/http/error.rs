@@ -52,6 +52,7 @@ impl From<TenantError> for ApiError {
             E::BranchPointNotReached { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "branch_point_not_reached")
             }
+            E::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             E::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             E::TimelineBroken { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "timeline_broken"),
             E::Initdb(_) => (StatusCode::INTERNAL_SERVER_ERROR, "initdb_failed"),

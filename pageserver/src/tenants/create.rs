@@ -78,6 +78,9 @@ impl Tenants {
         tenant_id: TenantId,
         new: NewTimeline,
     ) -> Result<(Arc<Timeline>, bool), TenantError> {
+        if self.shutdown.is_cancelled() {
+            return Err(TenantError::ShuttingDown);
+        }
         let tenant = self.tenant(tenant_id)?;
         if new.ancestor_timeline_id.is_none() && new.ancestor_start_lsn.is_some() {
             let reason = "ancestor_start_lsn without ancestor_timeline_id";
@@ -213,6 +216,7 @@ impl Tenants {
         let redo: Arc<dyn WalRedoManager> = tenant.redo.clone();
         let parts = Parts { tenant_id: tenant.id, metadata, dir, store, ancestor, redo };
         let timeline = Timeline::new(parts, ReadLimits::from(&*self.config));
+        timeline.add_up_sizes();
         self.start_receiver(&timeline)?;
         Ok(timeline)
     }

@@ -76,6 +76,9 @@ pub enum TenantError {
         /// Cause.
         source: WaitError,
     },
+    /// The server is stopping.
+    #[error("the server is shutting down")]
+    ShuttingDown,
     /// A request that makes no sense.
     #[error("{0}")]
     BadRequest(String),

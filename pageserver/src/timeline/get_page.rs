@@ -36,10 +36,21 @@ impl Timeline {
             self.metrics.page_cache_hits.inc();
             return Ok(Some(page));
         }
-        let found = self.store.get(key, lsn)?;
+        let known = match &cached {
+            Cached::Base(cached_lsn, _) => *cached_lsn,
+            _ => Lsn::INVALID,
+        };
+        let found = self.store.get_since(key, lsn, known)?;
         self.metrics.layers_per_read.observe(f64::from(found.layers_visited));
         if found.is_missing() {
-            return Ok(None);
+            return Ok(match cached {
+                // Nothing happened to the page since.
+                Cached::Base(_, page) if found.base.is_none() => {
+                    self.pages.insert(key, lsn, page.clone());
+                    Some(page)
+                }
+                _ => None,
+            });
         }
         let plan = plan(key, lsn, found, cached)?;
         let (base, deltas) = match plan {
@@ -57,7 +68,8 @@ impl Timeline {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let page = self.redo(key, lsn, base, records)?;
-        if replayed > self.limits.page_cache_min_records {
+        // One that is in the cache stays there: else the next read would replay everything again.
+        if known.is_valid() || replayed > self.limits.page_cache_min_records {
             self.pages.insert(key, lsn, page.clone());
         }
         Ok(Some(page))
@@ -79,28 +91,22 @@ impl Timeline {
     }
 }
 
-/// Chooses between what the store has and what the cache has.
+/// Chooses between what the store has and what the cache has. What the store was asked for lies behind the LSN of
+/// the cached page: a start that it has found is newer.
 fn plan(key: Key, lsn: Lsn, found: Reconstruct, cached: Cached) -> Result<Plan, ReadPageError> {
-    let Reconstruct { base, mut deltas, first_will_init, .. } = found;
-    let stored_from = if first_will_init {
-        deltas.first().map(|(lsn, _)| *lsn)
-    } else {
-        base.as_ref().map(|(lsn, _)| *lsn)
-    };
-    let base = match cached {
-        // The cached page contains every version up to its LSN; the store's start is only better if newer.
-        Cached::Base(cached_lsn, page) if stored_from.is_none_or(|from| from <= cached_lsn) => {
-            deltas.retain(|(lsn, _)| *lsn > cached_lsn);
-            Some((cached_lsn, page))
+    let Reconstruct { base, deltas, first_will_init, .. } = found;
+    let base = match (base, cached) {
+        (Some((base_lsn, page)), _) if !page.is_empty() => {
+            check_length(key, base_lsn, &page)?;
+            Some((base_lsn, page))
         }
-        _ => match base.filter(|(_, page)| !page.is_empty()) {
-            Some((base_lsn, page)) => {
-                check_length(key, base_lsn, &page)?;
-                Some((base_lsn, page))
-            }
-            None if first_will_init => None,
-            None => Some((Lsn::INVALID, implied_base(key, lsn, &deltas)?)),
-        },
+        (None, _) if first_will_init => None,
+        (None, Cached::Base(cached_lsn, page)) => Some((cached_lsn, page)),
+        // Never written, or removed: by a truncation, or as the gap of an extension.
+        (removed, _) => {
+            let lsn_of_base = removed.map_or(Lsn::INVALID, |(lsn, _)| lsn);
+            Some((lsn_of_base, implied_base(key, lsn, &deltas)?))
+        }
     };
     match base {
         Some((_, page)) if deltas.is_empty() => Ok(Plan::Ready(page)),
@@ -168,23 +174,26 @@ mod tests {
     }
 
     #[test]
-    fn the_newer_of_stored_and_cached_start_is_taken() {
+    fn a_stored_start_is_newer_than_the_cached_page() {
         let key = key(ForkNumber::Main);
         let run = |found, cached| replayed(plan(key, Lsn(50), found, cached).unwrap());
         let image = || Some((10, page(1)));
-        let cached = |lsn| Cached::Base(Lsn(lsn), page(2));
+        let cached = || Cached::Base(Lsn(5), page(2));
 
-        assert_eq!(
-            run(chain(image(), &[20, 30], false), Cached::Nothing),
-            (Some((10, 1)), vec![20, 30])
-        );
-        assert_eq!(run(chain(image(), &[20, 30], false), cached(20)), (Some((20, 2)), vec![30]));
-        assert_eq!(run(chain(image(), &[20, 30], false), cached(5)), (Some((10, 1)), vec![20, 30]));
-        assert_eq!(run(chain(None, &[20, 30], true), cached(25)), (Some((25, 2)), vec![30]));
-        assert_eq!(run(chain(None, &[20, 30], true), cached(15)), (None, vec![20, 30]));
-        // Everything is in the cached page already.
-        assert_eq!(run(chain(image(), &[20, 30], false), cached(40)), (Some((0, 2)), vec![]));
+        assert_eq!(run(chain(image(), &[20], false), Cached::Nothing), (Some((10, 1)), vec![20]));
+        assert_eq!(run(chain(image(), &[20], false), cached()), (Some((10, 1)), vec![20]));
+        assert_eq!(run(chain(None, &[20, 30], true), cached()), (None, vec![20, 30]));
+        assert_eq!(run(chain(None, &[20, 30], false), cached()), (Some((5, 2)), vec![20, 30]));
         assert_eq!(run(chain(image(), &[], false), Cached::Nothing), (Some((0, 1)), vec![]));
+    }
+
+    #[test]
+    fn a_page_that_was_removed_is_not_the_cached_one() {
+        let removed = || chain(Some((30, Bytes::new())), &[40], false);
+        let cached = || Cached::Base(Lsn(5), page(2));
+        let vm = plan(key(ForkNumber::Vm), Lsn(50), removed(), cached()).unwrap();
+        assert_eq!(replayed(vm), (Some((30, 0)), vec![40]));
+        plan(key(ForkNumber::Main), Lsn(50), removed(), cached()).unwrap_err();
     }
 
     #[test]

@@ -7,6 +7,7 @@ use pg_types::page::{Page, ZERO_PAGE};
 use pg_types::slru::SLRU_PAGES_PER_SEGMENT;
 use pg_types::{BLCKSZ, BlockNumber, ForkNumber, Key, Lsn, Oid, RelTag, SlruKind};
 
+use super::relation_sizes::Remembered;
 use super::{ReadPageError, RequestError, Timeline};
 
 /// The answer to a request, with its bytes.
@@ -64,12 +65,7 @@ impl Timeline {
 
     /// Whether a relation fork exists at `lsn`.
     pub fn relation_exists(&self, rel: RelTag, lsn: Lsn) -> Result<bool, ReadPageError> {
-        // No relation has number 0, but `\d+` of a view asks.
-        if rel.locator.rel_number == 0 {
-            return Ok(false);
-        }
-        let entry = self.store.get_image(Key::rel_dir_entry(rel), lsn)?;
-        Ok(entry.is_some_and(|(_, value)| !value.is_empty()))
+        self.relation_size(rel, lsn).map(|size| size.is_some())
     }
 
     /// Blocks of a relation fork at `lsn`; `None` when it does not exist.
@@ -78,10 +74,45 @@ impl Timeline {
         rel: RelTag,
         lsn: Lsn,
     ) -> Result<Option<BlockNumber>, ReadPageError> {
-        if !self.relation_exists(rel, lsn)? {
+        // No relation has number 0, but `\d+` of a view asks.
+        if rel.locator.rel_number == 0 {
             return Ok(None);
         }
-        self.stored_size(Key::rel_size(rel), lsn).map(|size| Some(size.unwrap_or(0)))
+        match self.sizes.get(&rel, lsn) {
+            Remembered::Size(size) => {
+                self.metrics.relsize_hits.inc();
+                return Ok(size);
+            }
+            Remembered::AsOf(checked, size) if self.is_size_unchanged(rel, lsn, checked)? => {
+                self.metrics.relsize_hits.inc();
+                self.sizes.extend(&rel, checked, lsn);
+                return Ok(size);
+            }
+            Remembered::AsOf(..) | Remembered::Nothing => {}
+        }
+        self.metrics.relsize_misses.inc();
+        let entry = self.store.get_image(Key::rel_dir_entry(rel), lsn)?;
+        let size = match entry.filter(|(_, value)| !value.is_empty()) {
+            Some(_) => Some(self.stored_size(Key::rel_size(rel), lsn)?.unwrap_or(0)),
+            None => None,
+        };
+        self.sizes.insert(rel, lsn, size);
+        Ok(size)
+    }
+
+    /// Whether neither size nor existence of a relation changed behind `checked` up to `lsn`.
+    fn is_size_unchanged(
+        &self,
+        rel: RelTag,
+        lsn: Lsn,
+        checked: Lsn,
+    ) -> Result<bool, ReadPageError> {
+        for key in [Key::rel_size(rel), Key::rel_dir_entry(rel)] {
+            if self.store.get_since(key, lsn, checked)?.newest_lsn().is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn stored_size(&self, key: Key, lsn: Lsn) -> Result<Option<u32>, ReadPageError> {
