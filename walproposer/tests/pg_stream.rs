@@ -1,4 +1,5 @@
 //! A stock PostgreSQL whose commits wait for a quorum of safekeepers. Needs `NEON_PG_STOCK`.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod common;
 

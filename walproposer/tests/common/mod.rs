@@ -1,6 +1,4 @@
 //! A PostgreSQL, safekeepers and walproposers for the tests beside.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
-
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
