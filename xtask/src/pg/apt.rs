@@ -1,4 +1,4 @@
-//! The distribution's source package of PostgreSQL, without touching the machine's configuration.
+//! Source packages of the distribution, without touching the machine's configuration.
 //!
 //! apt verifies what it gets against the keys of the distribution. It works here on private folders and on a
 //! list of one line that is derived from the machine's own sources: same archive, same keys, but sources
@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{MAJOR, progress};
+use super::progress;
 
 /// The Debian suite that carries the wanted major version; older and newer machines find it beside their own.
 const DEBIAN_SUITE: &str = "trixie";
@@ -24,8 +24,8 @@ struct Archive {
     suites: Vec<String>,
 }
 
-/// Downloads the source package into `dir`, and returns the tarball with PostgreSQL's own source.
-pub fn download(dir: &Path) -> Result<PathBuf> {
+/// Downloads a source package into `dir`, and returns the tarball with the upstream source.
+pub fn download(dir: &Path, package: &str) -> Result<PathBuf> {
     let (id, codename) = os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
     let archive = archives()
         .into_iter()
@@ -56,13 +56,12 @@ pub fn download(dir: &Path) -> Result<PathBuf> {
         command.args(args);
         command
     };
-    let package = format!("postgresql-{MAJOR}");
     progress::run(
         format!("read the list of source packages of {suite}"),
         apt_get(&["update"]),
         &dir.join("update.log"),
     )?;
-    let get = apt_get(&["source", "--download-only", &package]);
+    let get = apt_get(&["source", "--download-only", package]);
     progress::run(format!("get the source package {package}"), get, &dir.join("source.log"))?;
     tarball_in(dir)
 }
