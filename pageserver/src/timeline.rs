@@ -8,6 +8,8 @@ pub mod read_lsn;
 mod relation_sizes;
 mod relations;
 pub mod status;
+#[cfg(test)]
+mod tests;
 mod wait_lsn;
 
 use std::path::{Path, PathBuf};
