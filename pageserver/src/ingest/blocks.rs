@@ -18,7 +18,6 @@ impl<S: Storage> Ingest<S> {
             return Ok(());
         }
         for (index, block) in blocks.iter().enumerate() {
-            check(record, block)?;
             let initialised = block.will_init || has_image(block);
             self.extend_to_block(block.rel, block.blkno, initialised, record.next_lsn)?;
             let repeated = blocks.iter().take(index).any(|earlier| same_block(earlier, block));
@@ -92,10 +91,15 @@ fn same_block(a: &BlockRef, b: &BlockRef) -> bool {
     a.blkno == b.blkno && a.rel == b.rel
 }
 
-fn check(record: &DecodedRecord, block: &BlockRef) -> Result<(), IngestError> {
-    if block.blkno == INVALID_BLOCK_NUMBER || block.rel.locator.rel_number == 0 {
-        let BlockRef { rel, blkno, .. } = *block;
-        return Err(IngestError::Block { lsn: record.start_lsn, rel, blkno });
+/// Refuses references to blocks that cannot exist; their keys would mean something else.
+pub(super) fn check(record: &DecodedRecord) -> Result<(), IngestError> {
+    let impossible = |block: &&BlockRef| {
+        block.blkno == INVALID_BLOCK_NUMBER || block.rel.locator.rel_number == 0
+    };
+    match record.blocks().iter().find(impossible) {
+        None => Ok(()),
+        Some(BlockRef { rel, blkno, .. }) => {
+            Err(IngestError::Block { lsn: record.start_lsn, rel: *rel, blkno: *blkno })
+        }
     }
-    Ok(())
 }

@@ -167,13 +167,11 @@ impl<S: Storage> Ingest<S> {
         record: &mut DecodedRecord,
         effects: &mut Vec<Effect>,
     ) -> Result<(), IngestError> {
-        record
-            .decode_into(raw)
-            .map_err(|source| IngestError::Record { lsn: raw.start_lsn, source })?;
-        interpret(record, effects)?;
-        if effects.iter().any(reads_the_store) {
+        let understood = understand(raw, record, effects);
+        if understood.is_err() || effects.iter().any(reads_the_store) {
             self.commit()?;
         }
+        understood?;
         self.counters.see_xid(record.xid, record.next_lsn);
         for effect in effects.drain(..) {
             self.apply_effect(record, effect)?;
@@ -233,6 +231,17 @@ impl<S: Storage> Ingest<S> {
     fn stored_lsn(&self) -> Lsn {
         self.storage.position().last_record_lsn
     }
+}
+
+/// Takes a record apart, without changing anything else.
+fn understand(
+    raw: &RawRecord,
+    record: &mut DecodedRecord,
+    effects: &mut Vec<Effect>,
+) -> Result<(), IngestError> {
+    record.decode_into(raw).map_err(|source| IngestError::Record { lsn: raw.start_lsn, source })?;
+    interpret(record, effects)?;
+    blocks::check(record)
 }
 
 /// Effects that look into the store at more than sizes: the open batch must be in it first.

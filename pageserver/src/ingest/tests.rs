@@ -358,10 +358,9 @@ fn databases_are_copied_and_dropped() {
 }
 
 #[test]
-fn nothing_of_a_failed_record_is_readable() {
+fn what_is_not_understood_ends_ingest_right_before_it() {
     let mut rig = Rig::new();
     let good = rig.apply(extend(main_fork(), 1));
-    rig.ingest.commit().unwrap();
     let raw = wal_decoder::RawRecord {
         start_lsn: good,
         next_lsn: good + 0x40,
@@ -370,5 +369,7 @@ fn nothing_of_a_failed_record_is_readable() {
     let error = rig.ingest.ingest(&raw).unwrap_err();
     assert!(matches!(error, IngestError::Record { lsn, .. } if lsn == good), "{error}");
     assert!(matches!(rig.ingest.commit(), Err(IngestError::Stopped)));
+    assert!(matches!(rig.ingest.ingest(&raw), Err(IngestError::Stopped)));
     assert_eq!(rig.ingest.storage.last_record_lsn(), good);
+    assert!(rig.ingest.storage.get_image(Key::rel_dir_entry(main_fork()), good).unwrap().is_some());
 }

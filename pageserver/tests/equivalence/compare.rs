@@ -20,7 +20,7 @@ pub struct Outcome {
     pub slru_pages: usize,
     pub kinds: BTreeMap<Kind, usize>,
     /// Pages whose LSN differs; masked in the comparison, as `rm_mask` does.
-    pub other_lsn: usize,
+    pub other_lsn: BTreeMap<Kind, usize>,
     /// Visibility map pages with fewer bits than those of a server that knew more; see [`Made::ByWork`].
     pub fewer_vm_bits: usize,
     pub differences: Vec<String>,
@@ -29,10 +29,11 @@ pub struct Outcome {
 /// How a server came to its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
-    /// It ran the workload. Then it knows two things that are not in WAL, as its own standby would not:
-    /// a sequence's values since the last record (`SEQ_LOG_VALS` are logged ahead), and visibility map bits of a
-    /// database that was created by copying through WAL (`RelationCopyStorageUsingBuffer` logs map pages as if
-    /// they had a hole, and all of the map is in it). Of a map our bits must be a subset of its.
+    /// It ran the workload. Then it knows three things that are not in WAL, and that its own standby would not
+    /// know: a sequence's values since the last record (`SEQ_LOG_VALS` are logged ahead); which pages of an SP-GiST
+    /// index it filled last (`SpGistUpdateMetaPage`); and visibility map bits of a database that was created by
+    /// copying through WAL (`RelationCopyStorageUsingBuffer` logs map pages as if they had a hole, and all of the
+    /// map is in it). The former two are hidden; of a map our bits must be a subset of its.
     ByWork,
     /// It replayed the WAL: everything must be equal.
     ByReplay,
@@ -46,7 +47,7 @@ pub fn compare(ours: &Ours, data: &Path, lsn: Lsn, made: Made) -> Outcome {
         blocks: 0,
         slru_pages: 0,
         kinds: BTreeMap::new(),
-        other_lsn: 0,
+        other_lsn: BTreeMap::new(),
         fewer_vm_bits: 0,
         differences: Vec::new(),
     };
@@ -66,7 +67,7 @@ impl Outcome {
     /// Fails the test when anything differs.
     pub fn check(&self, what: &str) {
         println!(
-            "{what}: {} forks, {} blocks {:?}, {} SLRU pages, {} pages with another LSN, {} maps with fewer bits, {} differences",
+            "{what}: {} forks, {} blocks {:?}, {} SLRU pages, pages with another LSN {:?}, {} maps with fewer bits, {} differences",
             self.forks,
             self.blocks,
             self.kinds,
@@ -145,7 +146,7 @@ fn page_pair(rel: RelTag, blkno: u32, mut ours: Page, mut theirs: Page, outcome:
         return;
     }
     if page_lsn(&ours) != page_lsn(&theirs) {
-        outcome.other_lsn += 1;
+        *outcome.other_lsn.entry(page_kind).or_default() += 1;
     }
     let lsns = (page_lsn(&ours), page_lsn(&theirs));
     if page_kind != kind(&ours, rel.fork) {
@@ -154,12 +155,10 @@ fn page_pair(rel: RelTag, blkno: u32, mut ours: Page, mut theirs: Page, outcome:
     }
     mask(&mut ours, page_kind, blkno);
     mask(&mut theirs, page_kind, blkno);
-    if outcome.made == Made::ByWork && page_kind == Kind::Sequence {
-        // FormData_pg_sequence_data: last_value, log_cnt, is_called, in the only tuple.
-        let tuple = usize::from(u16::from_le_bytes([ours[24], ours[25]]) & 0x7FFF);
-        let data = tuple + usize::from(ours[tuple + 22]);
-        ours[data..data + 17].fill(0);
-        theirs[data..data + 17].fill(0);
+    if outcome.made == Made::ByWork {
+        let hidden = only_the_worker_knows(&theirs, page_kind, blkno);
+        ours[hidden.clone()].fill(0);
+        theirs[hidden].fill(0);
     }
     if outcome.made == Made::ByWork && page_kind == Kind::VisibilityMap && ours != theirs {
         let subset = ours[24..].iter().zip(&theirs[24..]).all(|(ours, theirs)| ours & !theirs == 0);
@@ -176,6 +175,21 @@ fn page_pair(rel: RelTag, blkno: u32, mut ours: Page, mut theirs: Page, outcome:
             &ours[range.clone()],
             &theirs[range]
         ));
+    }
+}
+
+/// Bytes that a server changes without WAL and without hiding them from `rm_mask`; see [`Made::ByWork`].
+fn only_the_worker_knows(page: &Page, kind: Kind, blkno: u32) -> std::ops::Range<usize> {
+    match kind {
+        // FormData_pg_sequence_data (last_value, log_cnt, is_called) in the only tuple.
+        Kind::Sequence => {
+            let tuple = usize::from(u16::from_le_bytes([page[24], page[25]]) & 0x7FFF);
+            let data = tuple + usize::from(page[tuple + 22]);
+            data..data + 17
+        }
+        // lastUsedPages of the meta page, eight pairs of words behind the magic number.
+        Kind::SpGist if blkno == 0 => 28..28 + 64,
+        _ => 0..0,
     }
 }
 
