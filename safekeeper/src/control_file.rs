@@ -41,7 +41,7 @@ pub struct ControlFile {
 }
 
 impl ControlFile {
-    /// WAL below this may be gone from the disk: nobody needs it, and *this file* says so, so that a crash
+    /// `[SK5]` WAL below this may be gone from the disk: nobody needs it, and *this file* says so, so that a crash
     /// cannot make a timeline expect segments that were deleted.
     pub fn removal_horizon(&self) -> Lsn {
         self.remote_consistent_lsn.min(self.acceptor_state.commit_lsn)

@@ -127,7 +127,7 @@ impl Sender<'_> {
         }
     }
 
-    /// End of what this reader may get now.
+    /// `[SK4]` End of what this reader may get now.
     fn end_lsn(&mut self) -> Result<Lsn, CopyStreamEnd> {
         let progress = *self.progress.borrow_and_update();
         match self.term {

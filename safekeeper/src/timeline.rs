@@ -178,7 +178,7 @@ impl Timeline {
     }
 
     /// Runs `work` on the core, alone, and publishes the positions that result. An error takes the timeline out
-    /// of service.
+    /// of service (`[SK3]`).
     pub async fn with_core<T>(
         &self,
         work: impl FnOnce(&mut Core) -> Result<T, Broken>,

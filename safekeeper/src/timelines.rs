@@ -265,7 +265,7 @@ impl Timelines {
         Ok(self.open(id)?)
     }
 
-    /// Deletes a timeline for ever, tombstone first; `false` when it was deleted before.
+    /// `[SK7]` Deletes a timeline for ever, tombstone first; `false` when it was deleted before.
     pub async fn delete(
         self: &Arc<Timelines>,
         id: TenantTimelineId,
@@ -337,7 +337,7 @@ fn directories(dir: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-/// A data directory belongs to one safekeeper for ever: two with one number would vote twice.
+/// `[SK9]` A data directory belongs to one safekeeper for ever: two with one number would vote twice.
 fn check_identity(data_dir: &Path, id: NodeId) -> Result<(), TimelinesError> {
     let path = data_dir.join("safekeeper.id");
     match fs::read_to_string(&path) {

@@ -25,6 +25,7 @@ fn sqlstate(error: &ClientError) -> &str {
     &error.server_error().unwrap_or_else(|| panic!("{error}")).code
 }
 
+/// `[SK4]`
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_see_committed_wal_only() {
     let node = started("keepalive_interval = '20ms'");
@@ -59,6 +60,7 @@ async fn readers_see_committed_wal_only() {
     assert_eq!(reader.keepalive().await, committed);
 }
 
+/// `[SK1]`, `[SK6]`
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_wal_survives_kills_at_any_point() {
     let mut node = started("");
@@ -161,6 +163,7 @@ async fn committed_wal_is_never_cut() {
     assert_eq!(node.lsn("flush_lsn"), end);
 }
 
+/// `[SK5]`
 #[tokio::test(flavor = "multi_thread")]
 async fn wal_below_the_horizon_is_removed() {
     let mut node = started("");
@@ -226,7 +229,7 @@ async fn feedback_reaches_the_proposer_unasked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_peers_are_cut_off() {
-    // L256, L257.
+    // L256, L257, [SK8].
     let node = started("connection_timeout = '300ms'\nkeepalive_interval = '100ms'");
     let (proposer, _) = Proposer::elect_on(&node).await;
     node.wait_log("terminated: timed out");

@@ -126,7 +126,7 @@ impl Core {
     }
 
     /// Takes messages that arrived over one connection, in their order, with at most one flush for all of them, and
-    /// returns what is to be sent. Everything returned is true on disk (D5).
+    /// returns what is to be sent. Everything returned is true on disk (`[SK1]`, D5).
     pub fn receive(&mut self, conn: ConnId, payloads: Vec<Bytes>) -> Result<Vec<Outgoing>, Broken> {
         let bytes: usize = payloads.iter().map(Bytes::len).sum();
         let count = payloads.len();
@@ -236,7 +236,7 @@ impl Core {
         self.execute(commands)
     }
 
-    /// D1, D2: in order, each one finished before the next; a flush that may not wait is reported afterwards.
+    /// `[SK2]` D1, D2: in order, each one finished before the next; a flush that may not wait is reported afterwards.
     fn execute(&mut self, commands: Vec<AcceptorCommand>) -> Result<(), Broken> {
         let mut flushed = None;
         for command in commands {

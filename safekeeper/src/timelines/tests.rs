@@ -47,6 +47,7 @@ async fn creation_is_idempotent_and_survives() {
     assert!(matches!(timelines.get(request(3).id), Err(TimelinesError::NotFound(_))));
 }
 
+/// `[SK7]`
 #[tokio::test(flavor = "multi_thread")]
 async fn deletion_is_for_ever() {
     let dir = tempfile::tempdir().unwrap();
@@ -75,6 +76,7 @@ async fn a_crash_between_tombstone_and_removal_is_finished_at_load() {
     assert!(matches!(timelines.get(request(2).id), Err(TimelinesError::NotFound(_))));
 }
 
+/// `[SK3]`
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_control_file_quarantines_its_timeline_only() {
     let dir = tempfile::tempdir().unwrap();

@@ -76,7 +76,7 @@ pub fn find_end_of_wal(dir: &Path, known: Known) -> Result<EndOfWal, RecoveryErr
     Ok(end)
 }
 
-/// Every segment with committed bytes that is not yet allowed to be gone must be there.
+/// `[SK6]` Every segment with committed bytes that is not yet allowed to be gone must be there.
 fn check_segments_present(dir: &Path, known: Known) -> Result<(), RecoveryError> {
     let first_lsn = known.local_start_lsn.max(known.removal_horizon);
     if known.commit_lsn <= first_lsn {
