@@ -2,7 +2,7 @@
 
 use compute_core::eviction::{PageState, classify, may_be_newer_than_lsn};
 use pg_types::page::{self, Page};
-use pg_types::{BlockNumber, ForkNumber, Lsn, RelTag};
+use pg_types::{BlockNumber, Lsn, RelTag};
 
 use super::{Error, PageServerStorage, StorageManager};
 use crate::counters::{self, Counter};
@@ -19,9 +19,9 @@ impl PageServerStorage {
                 let newer = may_be_newer_than_lsn(rel.fork, page);
                 let changed = if newer { xlog::insert_position().max(lsn) } else { lsn };
                 let known = last_written_lsn::set(rel, block, changed);
-                // The bits of a map page may have been cleared by a truncation, after its LSN.
-                let at = if rel.fork == ForkNumber::Vm { known } else { lsn };
-                audit_evicted(rel, block, page, at);
+                // Not the page's LSN: the page of a copied database carries that of its original, and the bits of a map
+                // page may have been cleared by a truncation, after its LSN.
+                audit_evicted(rel, block, page, known);
             }
             PageState::FreeSpaceMap => {
                 // Without an image the page server's version is older: it is a hint and gets corrected.
