@@ -70,7 +70,7 @@ pub enum StoreError {
         /// That failure.
         cause: String,
     },
-    /// The layers would break a rule of the version ([V1] to [V5] in `version`); nothing was changed.
+    /// The layers would break a rule of the version (V1 to V5 in the README); nothing was changed.
     #[error("refused a set of layers in {path}: {rule}")]
     BrokenRule {
         /// The store's directory.

@@ -1,5 +1,6 @@
 //! Memtable to layer file to version.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use pg_types::Lsn;
@@ -108,6 +109,7 @@ impl Store {
             let cause = cause.clone();
             if let PublishError::Unknown(_) = error {
                 flusher.poison = Some(cause.to_string());
+                self.inner.poisoned.store(true, Ordering::Relaxed);
             }
             cause
         })?;

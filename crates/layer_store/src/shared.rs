@@ -96,6 +96,7 @@ impl Shared {
 
     /// The store to flush next, when one should be: the one with the largest memtable when memory is at three
     /// quarters of the budget, else one whose memtable has reached its own mark. Waits up to `timeout` for it.
+    /// Stores that take no more flushes ([`StoreError::Poisoned`]) are left out.
     ///
     /// Meant for one blocking loop of the process: `while running { if let Some(store) =
     /// shared.wait_flush_wanted(second) { store.flush()?; } }`.
@@ -165,7 +166,9 @@ impl Shared {
     }
 
     fn choose(&self, stores: &[Weak<StoreInner>]) -> Option<Store> {
-        let (bytes, store) = sizes(stores).max_by_key(|(bytes, _)| *bytes)?;
+        let (bytes, store) = sizes(stores)
+            .filter(|(_, store)| !store.inner.poisoned.load(Ordering::Relaxed))
+            .max_by_key(|(bytes, _)| *bytes)?;
         (self.pressing() || bytes >= self.options().memtable_flush_bytes).then_some(store)
     }
 }

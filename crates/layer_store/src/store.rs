@@ -1,7 +1,7 @@
 //! One timeline's storage: its position, its memtables, its version.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use pg_types::{Key, Lsn};
@@ -53,6 +53,8 @@ pub(crate) struct StoreInner {
     writer: Mutex<()>,
     /// Held by the one that changes the version.
     pub(crate) flusher: Mutex<Flusher>,
+    /// Set together with [`Flusher::poison`], for those who must not wait for a flush to look.
+    pub(crate) poisoned: AtomicBool,
     position: RwLock<RecordPosition>,
     contents: RwLock<Arc<Contents>>,
 }
@@ -182,6 +184,7 @@ impl Store {
             next_sequence: AtomicU64::new(next_sequence),
             writer: Mutex::default(),
             flusher: Mutex::default(),
+            poisoned: AtomicBool::new(false),
             position: RwLock::new(manifest.consistent),
             contents: RwLock::new(Arc::new(contents)),
         });

@@ -100,7 +100,7 @@ impl LayerWriter {
         value: &[u8],
     ) -> Result<(), IoFailed> {
         let new_key = self.meta.versions == 0 || key != self.meta.max_key;
-        debug_assert!(self.meta.versions == 0 || key >= self.meta.max_key, "[L3] {key}");
+        debug_assert!(self.meta.versions == 0 || key >= self.meta.max_key, "L3: {key}");
         if new_key {
             self.hashes.push(filter::hash(key));
             self.close_group();

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pg_types::Lsn;
 
 use super::{at, block, small};
 use crate::disk::{Disk, Step};
-use crate::{Shared, Store, StoreError, WriteBatch};
+use crate::{Options, Shared, Store, StoreError, WriteBatch};
 
 const ROUNDS: u64 = 6;
 
@@ -210,7 +211,8 @@ fn flush_twice(fails: fn(&Step) -> bool) -> (Store, Result<Lsn, StoreError>, tem
             if fail { Err(io::Error::other("injected")) } else { Ok(()) }
         }
     };
-    let shared = Shared::with_disk(small(), Disk::with_hook(hook));
+    let options = Options { memtable_flush_bytes: 1, ..small() };
+    let shared = Shared::with_disk(options, Disk::with_hook(hook));
     let store = Store::create(&dir.path().join("s"), Lsn(8), None, &shared).unwrap();
     put(&store, 1);
     *armed.lock().unwrap() = true;
@@ -236,6 +238,8 @@ fn a_failed_sync_is_never_repeated_on_the_same_file() {
 fn an_unknown_manifest_stops_all_flushes() {
     let (store, again, _dir) = flush_twice(|step| matches!(step, Step::Rename(..)));
     assert!(matches!(again, Err(StoreError::Poisoned { .. })), "{again:?}");
+    let wanted = store.inner.shared.wait_flush_wanted(Duration::ZERO);
+    assert!(wanted.is_none(), "the flush loop is not held up by it");
     assert_eq!(store.disk_consistent_lsn(), Lsn::INVALID);
     drop(store);
 }

@@ -1,8 +1,8 @@
 //! The immutable set of layers that readers look into.
 //!
-//! [V1] For every key, each version in level 0 is newer than each in level 1, and so on downwards.
-//! [V2] Layers of level 0 have LSN ranges that do not overlap; they are listed oldest first.
-//! [V3] Layers of any other level have key ranges that do not overlap; they are listed by key.
+//! V1: For every key, each version in level 0 is newer than each in level 1, and so on downwards.
+//! V2: Layers of level 0 have LSN ranges that do not overlap; they are listed oldest first.
+//! V3: Layers of any other level have key ranges that do not overlap; they are listed by key.
 
 pub(crate) mod manifest;
 pub(crate) mod recover;
@@ -46,7 +46,7 @@ impl Version {
     pub(crate) fn apply(&self, edit: VersionEdit) -> Result<Version, String> {
         let mut next = self.clone();
         if edit.consistent.last_record_lsn < self.consistent.last_record_lsn {
-            return Err("[V4] disk_consistent_lsn moves backwards".to_owned());
+            return Err("V4: disk_consistent_lsn moves backwards".to_owned());
         }
         next.consistent = edit.consistent;
         for (level, layer) in edit.add {
@@ -111,14 +111,14 @@ impl Version {
             })
         };
         if !apart(newest, |a, b| a.max_lsn < b.min_lsn) {
-            return Err("[V2] layers of level 0 overlap in LSN".to_owned());
+            return Err("V2: layers of level 0 overlap in LSN".to_owned());
         }
         if !older.iter().all(|layers| apart(layers, |a, b| a.max_key < b.min_key)) {
-            return Err("[V3] layers of one level overlap in keys".to_owned());
+            return Err("V3: layers of one level overlap in keys".to_owned());
         }
         let last = self.consistent.last_record_lsn;
         if self.layers().any(|(_, layer)| layer.meta().max_lsn > last) {
-            return Err("[V5] a layer reaches beyond disk_consistent_lsn".to_owned());
+            return Err("V5: a layer reaches beyond disk_consistent_lsn".to_owned());
         }
         Ok(())
     }
