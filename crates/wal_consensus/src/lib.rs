@@ -13,3 +13,8 @@ pub mod quorum;
 mod read;
 pub mod refusal;
 pub mod term_history;
+
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod refusal_tests;

@@ -93,6 +93,16 @@ impl Checker {
         self.acknowledged(lsn_at(from), &bytes, disks)
     }
 
+    /// Sync has told its result: a majority must have saved that all below is committed, or a page server could wait for
+    /// ever for WAL that no safekeeper dares to serve.
+    pub fn synced(&mut self, end_lsn: Lsn, disks: &[Safekeeper]) -> Verdict {
+        let saved = disks.iter().filter(|sk| end_lsn <= sk.disk.state.commit_lsn).count();
+        if saved <= disks.len() / 2 {
+            return Err(format!("sync told {end_lsn}, which only {saved} have saved as committed"));
+        }
+        self.committed_elsewhere(end_lsn, disks)
+    }
+
     /// A safekeeper said something.
     pub fn said(&mut self, node: NodeId, message: &AcceptorMessage) -> Verdict {
         let (term, vote) = match message {

@@ -305,7 +305,7 @@ impl Cluster {
             ProposerCommand::CommitAdvanced { commit_lsn } => self.commit(id, commit_lsn)?,
             ProposerCommand::Synced { end_lsn } => {
                 self.say(format!("  p{id}: synced at {end_lsn}"));
-                self.checker.committed_elsewhere(end_lsn, &self.safekeepers)?;
+                self.checker.synced(end_lsn, &self.safekeepers)?;
                 self.synced = Some(end_lsn);
                 self.kill(id);
             }
