@@ -64,8 +64,8 @@ pub fn compare(ours: &Ours, data: &Path, lsn: Lsn, made: Made) -> Outcome {
 }
 
 impl Outcome {
-    /// Fails the test when anything differs.
-    pub fn check(&self, what: &str) {
+    /// Fails the test when anything differs; the LSNs of pages other than maps only if they must be the same.
+    pub fn check(&self, what: &str, same_lsns: bool) {
         println!(
             "{what}: {} forks, {} blocks {:?}, {} SLRU pages, pages with another LSN {:?}, {} maps with fewer bits, {} differences",
             self.forks,
@@ -78,6 +78,8 @@ impl Outcome {
         );
         let shown = self.differences.iter().take(40).cloned().collect::<Vec<_>>().join("\n");
         assert!(self.differences.is_empty(), "{what}:\n{shown}");
+        let maps_alone = self.other_lsn.keys().all(|kind| *kind == Kind::VisibilityMap);
+        assert!(!same_lsns || maps_alone, "{what}: LSNs differ: {:?}", self.other_lsn);
     }
 }
 

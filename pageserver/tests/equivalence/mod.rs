@@ -2,5 +2,6 @@
 
 pub mod compare;
 pub mod files;
+pub mod mutate;
 pub mod ours;
 pub mod server;

@@ -18,6 +18,7 @@ use walredo_sidecar::{
     NeonWalRecord, PostgresRedoManager, WalRedoConfig, WalRedoEnv, WalRedoManager,
 };
 
+use super::mutate::Damaged;
 use super::server;
 
 /// Start and end of a record.
@@ -68,6 +69,7 @@ impl Ours {
         let mut stream = WalStream::new(self.start_lsn);
         let mut spans = Vec::new();
         let mut kinds: BTreeMap<(u8, u8), usize> = BTreeMap::new();
+        let mut damaged = Damaged::default();
         while spans.last().is_none_or(|(start, _)| *start < last) {
             let segno = segment_number(stream.feed_lsn());
             let segment = std::fs::read(wal_dir.join(segment_file_name(1, segno))).unwrap();
@@ -78,12 +80,15 @@ impl Ours {
                 let record = DecodedRecord::decode(&raw).unwrap();
                 *kinds.entry((record.rmid, record.info & 0x70)).or_default() += 1;
                 ingest.ingest(&raw).unwrap();
+                damaged.try_copies_of(&raw);
                 spans.push((raw.start_lsn, raw.next_lsn));
             }
             self.store.flush().unwrap();
         }
         ingest.commit().unwrap();
         assert_eq!(spans.last().unwrap().0, last, "the shutdown checkpoint ends the WAL");
+        println!("{damaged:?}");
+        assert!(damaged.decoded > 0 && damaged.refused > 0);
         println!("{} records of {} kinds: {kinds:?}", spans.len(), kinds.len());
         spans
     }
