@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use common::{Fixture, PG_VERSION, mask::mask, server::Server, wal};
+use pg_launch::PgInstall;
 use pg_types::page::{self, Page};
 use pg_types::{BLCKSZ, BlockNumber, ForkNumber, Key, Lsn, RelTag};
 use wal_decoder::DecodedRecord;
@@ -120,8 +121,8 @@ impl Replay {
     }
 }
 
-fn replay(settings: &str) {
-    let mut server = Server::start(common::stock(), settings);
+fn replay(install: PgInstall, settings: &str) -> BTreeMap<u8, usize> {
+    let mut server = Server::start(install, settings);
     server.sql("CHECKPOINT");
     let start = server.insert_lsn();
     server.sql(include_str!("common/workload.sql"));
@@ -159,16 +160,26 @@ fn replay(settings: &str) {
         "checked records by resource manager: {:?}; blocks on disk: {compared}",
         replay.checked
     );
+    replay.checked
 }
 
 #[test]
 fn redo_equals_the_server() {
-    replay("wal_consistency_checking=all\nwal_level=logical");
+    replay(common::stock(), "wal_consistency_checking=all\nwal_level=logical");
 }
 
 #[test]
 fn redo_equals_the_server_with_compressed_images_and_hints() {
-    replay(
-        "wal_consistency_checking=all\nwal_level=replica\nwal_compression=lz4\nwal_log_hints=on",
-    );
+    let settings =
+        "wal_consistency_checking=all\nwal_level=replica\nwal_compression=lz4\nwal_log_hints=on";
+    replay(common::stock(), settings);
+}
+
+/// A server whose heap records carry command ids in the `neon` resource manager (L035).
+#[test]
+fn redo_equals_the_server_with_command_ids() {
+    let settings = "wal_consistency_checking='all,neon'\nshared_preload_libraries=neon_rmgr";
+    let checked = replay(common::patched(), settings);
+    let neon = checked.get(&134).copied().unwrap_or(0);
+    assert!(neon > 100, "{neon} records of the neon resource manager");
 }

@@ -2,14 +2,10 @@
 //!
 //! The library `neon` calls [`install`] from `_PG_init` when `neon.wal_redo` is on. From there on the process
 //! belongs to this crate: storage manager in memory, jail, request loop. It never returns to Postgres.
+//!
+//! What needs no server to be tested (messages, input buffering, which records are admitted) is in
+//! `walredo_protocol`.
 
-mod input;
-mod policy;
-
-#[cfg(feature = "pg17")]
 mod ffi;
-#[cfg(feature = "pg17")]
-pub use ffi::install;
 
-pub use input::Input;
-pub use policy::{RecordRefusal, check_record};
+pub use ffi::install;

@@ -13,9 +13,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod admission;
+mod input;
 mod message;
 mod tag;
 
+pub use admission::{RecordRefusal, check_record};
+pub use input::Input;
 pub use message::{
     HEADER_SIZE, MAX_RECORD_SIZE, Message, MessageError, frame_size, parse, put_apply, put_begin,
     put_get, put_push,

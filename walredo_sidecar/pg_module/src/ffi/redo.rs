@@ -7,13 +7,12 @@ use std::fmt;
 use pg_types::page::Page;
 use pg_types::{BLCKSZ, Lsn};
 use pgrx::pg_sys;
-use walredo_protocol::BufferTag;
+use walredo_protocol::{BufferTag, check_record};
 
 use super::inmem_smgr::{self, locator};
 use super::pg;
 use super::single::Single;
 use super::stdio::{STDOUT, die, write_all};
-use crate::check_record;
 
 /// Scratch memory that a huge record made bigger than this (in 8-byte words) is given back after its request.
 const KEEP_WORDS: usize = 128 * 1024;

@@ -4,12 +4,11 @@
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
-use walredo_protocol::{Message, MessageError};
+use walredo_protocol::{Input, Message, MessageError};
 
 use super::redo::{Redo, current_position};
 use super::stdio::{die, exit, read_stdin};
 use super::{inmem_smgr, jail, log};
-use crate::Input;
 
 /// Settings of a process that serves nobody but its parent: as little shared memory as possible, and nothing
 /// that outlives the process (shared memory files would, when it is killed; in the data directory they go with

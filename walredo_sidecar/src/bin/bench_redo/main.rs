@@ -1,4 +1,4 @@
-//! How long a redo takes: one JSON row for each case on stdout.
+//! How long a redo takes: a JSON array with a row for each case on stdout.
 //!
 //! `bench_redo [--seconds N]`, with NEON_PG_INSTALL naming the patched installation. Cases:
 //!
@@ -70,6 +70,7 @@ fn run() -> Result<(), Failure> {
     let env = Arc::new(WalRedoEnv::new(config.clone()));
     let manager = PostgresRedoManager::new(env, TenantId([1; 16]), dir.path().to_owned());
 
+    let mut rows = Vec::new();
     // Known figures in microseconds: (case, callers, figure).
     let cases = [
         (input::short(), "short", [(1, Some(31.8)), (8, Some(66.4))]),
@@ -79,38 +80,39 @@ fn run() -> Result<(), Failure> {
     for (request, name, callers) in &cases {
         request.execute(&manager)?;
         for (callers, reference) in callers {
-            let row = callers_of(&manager, request, *callers, seconds)?;
-            print_row(&format!("{name}/{callers}"), &row, *reference);
+            let times = callers_of(&manager, request, *callers, seconds)?;
+            rows.push(row(&format!("{name}/{callers}"), &times, *reference));
         }
     }
     manager.shutdown();
     for (request, name, _) in &cases {
         let mean = pipelined::mean_us(&config, request, seconds)?;
-        print_row(&format!("{name}/1 back to back"), &Row { mean, p50: None, p99: None }, None);
+        let times = Times { mean, p50: None, p99: None };
+        rows.push(row(&format!("{name}/1 back to back"), &times, None));
     }
+    println!("{}", serde_json::to_string_pretty(&rows)?);
     Ok(())
 }
 
 /// Microseconds.
-struct Row {
+struct Times {
     mean: f64,
     p50: Option<f64>,
     p99: Option<f64>,
 }
 
-fn print_row(case: &str, row: &Row, reference: Option<f64>) {
-    let row: Value = json!({
+fn row(case: &str, times: &Times, reference: Option<f64>) -> Value {
+    json!({
         "case": case,
-        "ours": row.mean,
-        "p50": row.p50,
-        "p99": row.p99,
+        "ours": times.mean,
+        "p50": times.p50,
+        "p99": times.p99,
         "reference": reference,
         "reference_is": reference.map(|_| REFERENCE),
-        "ratio": reference.map(|reference| reference / row.mean),
+        "ratio": reference.map(|reference| reference / times.mean),
         "unit": "us",
         "better": "lower",
-    });
-    println!("{row}");
+    })
 }
 
 impl Request {
@@ -128,7 +130,7 @@ fn callers_of(
     request: &Request,
     callers: usize,
     seconds: Duration,
-) -> Result<Row, Failure> {
+) -> Result<Times, Failure> {
     let one = || -> Result<Vec<f64>, Failure> {
         if callers == 1 {
             let mut cpus = CpuSet::new();
@@ -156,5 +158,5 @@ fn callers_of(
     let at = |share: usize| times.get(times.len() * share / 100).copied();
     #[expect(clippy::cast_precision_loss, reason = "a count of requests")]
     let mean = times.iter().sum::<f64>() / times.len() as f64;
-    Ok(Row { mean, p50: at(50), p99: at(99) })
+    Ok(Times { mean, p50: at(50), p99: at(99) })
 }

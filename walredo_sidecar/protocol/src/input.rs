@@ -1,6 +1,6 @@
 //! Input buffer: whole messages out of whatever the pipe gives.
 
-use walredo_protocol::{HEADER_SIZE, Message, MessageError, frame_size, parse};
+use crate::{HEADER_SIZE, Message, MessageError, frame_size, parse};
 
 /// Bytes asked for at once: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
@@ -79,9 +79,9 @@ impl Input {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{BufferTag, put_apply, put_begin, put_get};
     use pg_types::{ForkNumber, Lsn, RelFileLocator};
     use proptest::prelude::*;
-    use walredo_protocol::{BufferTag, put_apply, put_begin, put_get};
 
     const TAG: BufferTag = BufferTag {
         rel: pg_types::RelTag {
