@@ -45,8 +45,7 @@ pub enum BasebackupError {
 /// Fetches the basebackup at `lsn` and unpacks it into the empty directory `pgdata`.
 pub async fn fetch(config: &Config, lsn: Lsn, pgdata: &Path) -> Result<(), BasebackupError> {
     let endpoint: Endpoint = config.pageserver.parse().map_err(BasebackupError::Address)?;
-    let failed =
-        |source| BasebackupError::Fetch { timeline: config.timeline_id, lsn, source };
+    let failed = |source| BasebackupError::Fetch { timeline: config.timeline_id, lsn, source };
     let params = ConnectParams::new(endpoint, SUPERUSER)
         .param("application_name", &config.endpoint_id)
         .read_timeout(Some(READ_TIMEOUT));

@@ -23,7 +23,10 @@ pub async fn prepare(config: &Config) -> Result<(), Error> {
         .await?;
     let connection = tokio::spawn(connection);
     let present = client
-        .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'neon')", &[])
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'neon')",
+            &[],
+        )
         .await?
         .try_get::<_, bool>(0)?;
     if !present {

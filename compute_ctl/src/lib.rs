@@ -86,7 +86,8 @@ async fn start_and_watch(
     let mut stopwatch = Stopwatch::start();
     pgdata::wipe(&config.pgdata)?;
     stopwatch.lap("wipe");
-    let start_lsn = walproposer::sync(config, shutdown.clone()).await.map_err(ComputeError::Sync)?;
+    let start_lsn =
+        walproposer::sync(config, shutdown.clone()).await.map_err(ComputeError::Sync)?;
     stopwatch.lap("safekeeper sync");
     basebackup::fetch(config, start_lsn, &config.pgdata).await?;
     stopwatch.lap("basebackup");
@@ -101,8 +102,7 @@ async fn start_and_watch(
     supervise::wait_ready(&mut postgres, config).await?;
     stopwatch.lap("postgres");
     let walproposer = supervise::start_walproposer(&command)?;
-    let watch =
-        supervise::watch(config, postgres, walproposer, &command, shutdown.clone());
+    let watch = supervise::watch(config, postgres, walproposer, &command, shutdown.clone());
     let announce = async {
         catalog::prepare(config).await.map_err(ComputeError::Catalog)?;
         stopwatch.lap("catalog");

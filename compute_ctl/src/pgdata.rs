@@ -72,11 +72,7 @@ pub fn unpack(archive: impl Read, pgdata: &Path) -> Result<(), PgdataError> {
         entry.unpack(pgdata.join(&path)).map_err(PgdataError::Archive)?;
     }
     // The archive has it near its end, so that a truncated one cannot start.
-    if pgdata.join("global/pg_control").is_file() {
-        Ok(())
-    } else {
-        Err(PgdataError::Incomplete)
-    }
+    if pgdata.join("global/pg_control").is_file() { Ok(()) } else { Err(PgdataError::Incomplete) }
 }
 
 /// Writes the configuration and gives the directory to the user that PostgreSQL runs as.

@@ -24,6 +24,8 @@ use crate::walproposer::WalproposerExit;
 const READY_POLL: Duration = Duration::from_millis(5);
 /// Longest time for PostgreSQL to say that it is ready.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
+/// Lines at the end of PostgreSQL's log among which the reason of its end is looked for.
+const LOG_LINES_MAX: usize = 50;
 /// Pause before a crashed walproposer is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// How long a walproposer may take to end after its PostgreSQL did.
@@ -42,12 +44,14 @@ pub enum SuperviseError {
         source: io::Error,
     },
     /// PostgreSQL ended without being told to.
-    #[error("PostgreSQL ended by itself ({status}); its log is {log}")]
+    #[error("PostgreSQL ended by itself ({status}); its log {log} says: {last_words}")]
     PostgresEnded {
         /// How.
         status: ExitStatus,
         /// Where to read why.
         log: PathBuf,
+        /// The worst message near its end.
+        last_words: String,
     },
     /// PostgreSQL did not become ready.
     #[error("PostgreSQL was not ready after {} s; its log is {log}", READY_PATIENCE.as_secs())]
@@ -83,11 +87,8 @@ pub fn start_postgres(
 ) -> Result<Child, SuperviseError> {
     let program = install.program("postgres");
     let failed = |source| SuperviseError::Start { program: program.clone(), source };
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&config.postgres_log)
-        .map_err(failed)?;
+    let log =
+        OpenOptions::new().create(true).append(true).open(&config.postgres_log).map_err(failed)?;
     let errors = log.try_clone().map_err(failed)?;
     let mut command = install.command("postgres", user);
     command.arg("-D").arg(&config.pgdata);
@@ -107,8 +108,7 @@ pub async fn wait_ready(postgres: &mut Child, config: &Config) -> Result<(), Sup
                 return Ok(());
             }
             if let Some(status) = postgres.try_wait().map_err(SuperviseError::Wait)? {
-                let log = config.postgres_log.clone();
-                return Err(SuperviseError::PostgresEnded { status, log });
+                return Err(ended(config, status));
             }
             sleep(READY_POLL).await;
         }
@@ -116,6 +116,23 @@ pub async fn wait_ready(postgres: &mut Child, config: &Config) -> Result<(), Sup
     match timeout(READY_PATIENCE, ready).await {
         Ok(result) => result,
         Err(_) => Err(SuperviseError::NotReady { log: config.postgres_log.clone() }),
+    }
+}
+
+/// PostgreSQL's end, with the last FATAL or PANIC message of its log.
+fn ended(config: &Config, status: ExitStatus) -> SuperviseError {
+    let log = config.postgres_log.clone();
+    let text = std::fs::read(&log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let message = |line: &str| {
+        let (_, message) = line.split_once("FATAL:").or_else(|| line.split_once("PANIC:"))?;
+        Some(message.trim().to_owned())
+    };
+    let last_words = text.lines().rev().take(LOG_LINES_MAX).find_map(message);
+    SuperviseError::PostgresEnded {
+        status,
+        log,
+        last_words: last_words.unwrap_or_else(|| "no reason".to_owned()),
     }
 }
 
@@ -142,21 +159,19 @@ pub async fn watch(
     command: &WalproposerCommand,
     shutdown: CancellationToken,
 ) -> Result<(), SuperviseError> {
-    let mut told_to_stop = false;
+    let (mut told_to_stop, mut walproposer_done) = (false, false);
     let verdict = loop {
         tokio::select! {
             status = postgres.wait() => {
                 let status = status.map_err(SuperviseError::Wait)?;
-                let log = config.postgres_log.clone();
-                break match told_to_stop {
-                    true => Ok(()),
-                    false => Err(SuperviseError::PostgresEnded { status, log }),
-                };
+                break if told_to_stop { Ok(()) } else { Err(ended(config, status)) };
             }
-            status = walproposer.wait() => {
+            status = walproposer.wait(), if !walproposer_done => {
                 match WalproposerExit::from_status(status.map_err(SuperviseError::Wait)?) {
                     WalproposerExit::Fenced => break Err(SuperviseError::Fenced),
                     WalproposerExit::Diverged => break Err(SuperviseError::Diverged),
+                    // It has brought the last record of a stop to the safekeepers.
+                    WalproposerExit::Stopped if told_to_stop => walproposer_done = true,
                     exit => {
                         tracing::warn!(?exit, "the walproposer ended: starting it again");
                         sleep(RESTART_PAUSE).await;

@@ -35,8 +35,8 @@ pub async fn sync(config: &Config, shutdown: CancellationToken) -> Result<Lsn, W
 /// Writes the configuration of this compute's walproposer beside the status file; its path.
 pub fn write_configuration(config: &Config, start_lsn: Lsn) -> std::io::Result<PathBuf> {
     let path = config.status_file.with_file_name("walproposer.toml");
-    let text = toml::to_string(&configuration(config, Some(start_lsn)))
-        .map_err(std::io::Error::other)?;
+    let text =
+        toml::to_string(&configuration(config, Some(start_lsn))).map_err(std::io::Error::other)?;
     std::fs::write(&path, text)?;
     Ok(path)
 }

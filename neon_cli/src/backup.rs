@@ -47,12 +47,7 @@ pub fn run(
     result
 }
 
-async fn fetch(
-    endpoint: Endpoint,
-    query: &str,
-    file: &mut impl Write,
-    path: &Path,
-) -> Result<()> {
+async fn fetch(endpoint: Endpoint, query: &str, file: &mut impl Write, path: &Path) -> Result<()> {
     let failed = |error: ClientError| {
         CliError::failed(format!("the page server gave no backup: {}", with_causes(&error)))
     };

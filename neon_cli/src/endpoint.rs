@@ -83,9 +83,7 @@ pub fn start(environment: &Environment, name: &str) -> Result<ComputeStatus> {
     let busy = environment.endpoints()?.into_iter().find(|other| {
         other.name != name
             && other.timeline_id == endpoint.timeline_id
-            && self::service(environment, &other.name)
-                .running_pid()
-                .is_ok_and(|pid| pid.is_some())
+            && self::service(environment, &other.name).running_pid().is_ok_and(|pid| pid.is_some())
     });
     if let Some(other) = busy {
         return Err(CliError::conflict(format!(

@@ -212,8 +212,9 @@ pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a TOML file: temporary file, fsync, rename, fsync of the directory.
 pub fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let text = toml::to_string_pretty(value)
-        .map_err(|error| CliError::failed(format!("could not write {}: {error}", path.display())))?;
+    let text = toml::to_string_pretty(value).map_err(|error| {
+        CliError::failed(format!("could not write {}: {error}", path.display()))
+    })?;
     write_durably(path, text.as_bytes())
 }
 

@@ -72,7 +72,10 @@ impl Api {
         result: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<Answer> {
         let failed = |error: ureq::Error| {
-            CliError::not_ready(format!("the {} does not answer {method} {path}: {error}", self.what))
+            CliError::not_ready(format!(
+                "the {} does not answer {method} {path}: {error}",
+                self.what
+            ))
         };
         let mut response = result.map_err(failed)?;
         let status = response.status().as_u16();

@@ -103,11 +103,7 @@ fn timeline_command(
     }
 }
 
-fn endpoint_command(
-    environment: &Environment,
-    command: EndpointCommand,
-    json: bool,
-) -> Result<()> {
+fn endpoint_command(environment: &Environment, command: EndpointCommand, json: bool) -> Result<()> {
     match command {
         EndpointCommand::Create { name, branch, tenant, port, settings } => {
             let endpoint =

@@ -181,7 +181,7 @@ impl Starting<'_> {
         };
         let text = read().unwrap_or_default();
         match text.lines().rev().find(|line| !line.trim().is_empty()) {
-            Some(line) => line.trim().to_owned(),
+            Some(line) => line.trim().trim_start_matches("neon: ").to_owned(),
             None => format!("see {}", self.service.log_file.display()),
         }
     }

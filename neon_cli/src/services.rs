@@ -92,9 +92,9 @@ fn start_pageserver(environment: &Environment) -> Result<bool> {
     )?;
     progress("starting the page server");
     let api = pageserver_api(environment);
-    service.spawn("pageserver", &config)?.wait_ready(START_PATIENCE, || {
-        Ok(api.is_up().then_some(()))
-    })?;
+    service
+        .spawn("pageserver", &config)?
+        .wait_ready(START_PATIENCE, || Ok(api.is_up().then_some(())))?;
     Ok(true)
 }
 
@@ -119,9 +119,9 @@ fn start_safekeeper(environment: &Environment, node: &SafekeeperNode) -> Result<
     )?;
     progress(&format!("starting safekeeper {}", node.id));
     let api = safekeeper_api(node);
-    service.spawn("safekeeper", &config)?.wait_ready(START_PATIENCE, || {
-        Ok(api.is_up().then_some(()))
-    })?;
+    service
+        .spawn("safekeeper", &config)?
+        .wait_ready(START_PATIENCE, || Ok(api.is_up().then_some(())))?;
     Ok(true)
 }
 

@@ -48,7 +48,11 @@ pub fn create_tenant(
 }
 
 /// Creates an empty branch.
-pub fn create(environment: &mut Environment, tenant: Option<TenantId>, name: &str) -> Result<Branch> {
+pub fn create(
+    environment: &mut Environment,
+    tenant: Option<TenantId>,
+    name: &str,
+) -> Result<Branch> {
     let tenant_id = tenant.unwrap_or(environment.description.default_tenant);
     add_branch(environment, Branch { name: name.to_owned(), ..main_branch(tenant_id) })
 }

@@ -8,13 +8,14 @@ use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use pg_launch::PgInstall;
 
 use crate::pg::{self, PgBuilds};
-use crate::run::{cargo, check, root, step};
+use crate::run::{capture, cargo, check, root, step};
 
 /// Installations with extensions that are kept; older ones are removed.
 const KEPT_INSTALLS: usize = 4;
@@ -51,7 +52,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// A cargo command for the crates that need PostgreSQL's headers.
-pub fn cargo_with_postgres(pg: &PgBuilds, args: &[&str]) -> std::process::Command {
+pub fn cargo_with_postgres(pg: &PgBuilds, args: &[&str]) -> Command {
     let mut command = cargo(args);
     command.env("PGRX_PG_CONFIG_PATH", pg.patched.install.join("bin/pg_config"));
     command
@@ -81,12 +82,12 @@ fn extensions(pg: &PgBuilds) -> Result<PgInstall> {
     if PgInstall::new(&target).is_err() {
         let temp = parent.join(format!("tmp-{}", std::process::id()));
         link_tree(&pg.patched.install, &temp)?;
-        let (lib, share) = (temp.join("lib"), temp.join("share/extension"));
+        let dirs = ExtensionDirs::of(&pg.patched.install)?;
         for (path, name) in &files {
-            replace(path, &lib.join(name))?;
+            replace(path, &temp.join(&dirs.lib).join(name))?;
         }
         for path in &sql {
-            replace(path, &share.join(path.file_name().unwrap_or_default()))?;
+            replace(path, &temp.join(&dirs.share).join(path.file_name().unwrap_or_default()))?;
         }
         match fs::rename(&temp, &target) {
             // Another run was faster.
@@ -99,6 +100,26 @@ fn extensions(pg: &PgBuilds) -> Result<PgInstall> {
     let pointer = pg_launch::cache_dir().join("current-install");
     fs::write(&pointer, format!("{}\n", target.display()))?;
     Ok(PgInstall::new(target)?)
+}
+
+/// Where an installation has libraries and extension scripts, below its root. PostgreSQL's `configure` adds a
+/// folder of its own name unless the prefix has it, so only `pg_config` knows.
+pub struct ExtensionDirs {
+    pub lib: PathBuf,
+    pub share: PathBuf,
+}
+
+impl ExtensionDirs {
+    /// As `pg_config` of the installation says.
+    pub fn of(install: &Path) -> Result<ExtensionDirs> {
+        let ask = |option: &str| -> Result<PathBuf> {
+            let text = capture(Command::new(install.join("bin/pg_config")).arg(option))?;
+            let path = Path::new(text.trim());
+            let below = path.strip_prefix(install.canonicalize()?);
+            Ok(below.with_context(|| format!("{} is elsewhere", path.display()))?.to_owned())
+        };
+        Ok(ExtensionDirs { lib: ask("--pkglibdir")?, share: ask("--sharedir")?.join("extension") })
+    }
 }
 
 fn sql_files() -> Result<Vec<PathBuf>> {

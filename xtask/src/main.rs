@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod pg;
+mod pgvector;
 mod regress;
 mod run;
 mod tally;

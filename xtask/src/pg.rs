@@ -97,6 +97,12 @@ pub fn ensure(options: &Options) -> Result<PgBuilds> {
     make(&cache, options, &series).with_context(|| format!("could not build PostgreSQL {MAJOR}"))
 }
 
+/// Downloads another source package of the distribution into `dir`; its upstream tarball.
+pub fn download_package(dir: &Path, package: &str) -> Result<PathBuf> {
+    apt::check()?;
+    apt::download(dir, package)
+}
+
 /// The folder of the patch series.
 fn patches_dir() -> PathBuf {
     root().join("postgres_patches").join(format!("v{MAJOR}"))

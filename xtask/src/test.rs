@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::build::{self, Built};
+use crate::pgvector;
 use crate::regress::{self, Suite};
 use crate::run::{cargo, step, stream};
 use crate::tally::Tally;
@@ -64,6 +65,7 @@ fn cargo_tests(built: &Built, options: &Options) -> Result<Tally> {
     command.env("NEON_BIN", &built.neon);
     command.env("NEON_PG_INSTALL", built.compute.root());
     command.env("NEON_PG_STOCK", built.stock.root());
+    command.env("NEON_PG_INSTALL_PGVECTOR", pgvector::install(built)?.root());
     command.env("NEON_PG_STOCK_BUILD", &built.pg.stock.build);
     command.env("NEON_PG_SOURCE", &built.pg.stock.source);
     let mut tally = Tally::default();

@@ -60,13 +60,15 @@ pub fn find(cache: &Path, given: Option<&Path>) -> Result<Source> {
         return Ok(source);
     }
     let dir = tempfile::Builder::new().prefix("download-").tempdir_in(cache)?;
-    let tarball = apt::check().and_then(|()| apt::download(dir.path(), &format!("postgresql-{MAJOR}"))).with_context(|| {
-        format!(
-            "could not get the source package postgresql-{MAJOR} (is there a network?); \
+    let tarball = apt::check()
+        .and_then(|()| apt::download(dir.path(), &format!("postgresql-{MAJOR}")))
+        .with_context(|| {
+            format!(
+                "could not get the source package postgresql-{MAJOR} (is there a network?); \
              with a tarball of PostgreSQL {MAJOR}.{FIRST_MINOR} or later at hand, run \
              `cargo xtask pg --pg-source TARBALL`"
-        )
-    })?;
+            )
+        })?;
     adopt(cache, &tarball)
 }
 
