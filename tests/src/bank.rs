@@ -112,8 +112,10 @@ fn transfer(client: &mut Client, number: i64) -> Result<(), postgres::Error> {
     };
     let mut transaction = client.transaction()?;
     for (account, change) in steps {
-        transaction
-            .execute("UPDATE account SET balance = balance + $2 WHERE id = $1", &[&account, &change])?;
+        transaction.execute(
+            "UPDATE account SET balance = balance + $2 WHERE id = $1",
+            &[&account, &change],
+        )?;
     }
     transaction.execute(
         "INSERT INTO ledger VALUES ($1, $2, $3, $4)",

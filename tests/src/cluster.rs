@@ -39,7 +39,9 @@ impl Place {
 /// An installation named by a variable.
 pub fn install_from_env(variable: &str) -> Result<PgInstall> {
     let root = std::env::var_os(variable).with_context(|| {
-        format!("{variable} is not set: run the system tests with `cargo xtask test`, which sets it")
+        format!(
+            "{variable} is not set: run the system tests with `cargo xtask test`, which sets it"
+        )
     })?;
     Ok(PgInstall::new(PathBuf::from(root))?)
 }
@@ -132,7 +134,12 @@ impl Cluster {
     }
 
     /// Defines an endpoint and starts it.
-    pub fn endpoint(&self, name: &str, branch: &str, settings: &[(&str, &str)]) -> Result<Endpoint> {
+    pub fn endpoint(
+        &self,
+        name: &str,
+        branch: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Endpoint> {
         let pairs: Vec<String> =
             settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let mut args = vec!["--json", "endpoint", "create", name, "--branch", branch];

@@ -4,6 +4,8 @@
 
 pub mod bank;
 pub mod cluster;
+pub mod lsn_datadir;
+pub mod pg_module;
 pub mod stock;
 
 pub use cluster::{Cluster, Endpoint, Place};

@@ -68,8 +68,7 @@ impl StockServer {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let errors = log.try_clone()?;
-        self.postmaster =
-            Some(command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()?);
+        self.postmaster = Some(command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn()?);
         wait_until("the stock server takes connections", || {
             Ok(connect(self.port, SUPERUSER, "postgres").is_ok())
         })
@@ -93,6 +92,11 @@ impl StockServer {
     /// Stops it with a checkpoint.
     pub fn stop(&mut self) -> Result<()> {
         self.signal("INT")
+    }
+
+    /// Stops it at once, without a checkpoint.
+    pub fn crash(&mut self) -> Result<()> {
+        self.signal("QUIT")
     }
 
     fn signal(&mut self, signal: &str) -> Result<()> {
