@@ -25,9 +25,17 @@ fn mistakes_are_told_apart() -> Result<()> {
     let cluster = Cluster::start(Place::from_env()?)?;
     let install = cluster.place().install.root().to_string_lossy().into_owned();
     refused(&cluster.try_neon(&["start"])?, 4, &["already running"])?;
-    refused(&cluster.try_neon(&["init", "--pg-install", &install])?, 4, &["already an environment"])?;
+    refused(
+        &cluster.try_neon(&["init", "--pg-install", &install])?,
+        4,
+        &["already an environment"],
+    )?;
     refused(&cluster.try_neon(&["endpoint", "start", "nobody"])?, 3, &["no endpoint \"nobody\""])?;
-    refused(&cluster.try_neon(&["timeline", "branch", "x", "--from", "y"])?, 3, &["no branch \"y\""])?;
+    refused(
+        &cluster.try_neon(&["timeline", "branch", "x", "--from", "y"])?,
+        3,
+        &["no branch \"y\""],
+    )?;
 
     let endpoint = cluster.endpoint("main", "main", &[])?;
     refused(&cluster.try_neon(&["endpoint", "start", "main"])?, 4, &["already running"])?;

@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use system_tests::{Cluster, Place};
 
-const ROWS: &str = "SELECT count(*) || ' ' || sum(id) || ' ' || md5(string_agg(t, ',' ORDER BY id)) FROM data";
+const ROWS: &str =
+    "SELECT count(*) || ' ' || sum(id) || ' ' || md5(string_agg(t, ',' ORDER BY id)) FROM data";
 
 #[test]
 fn a_killed_compute_loses_nothing() -> Result<()> {
@@ -63,7 +64,10 @@ fn temporary_and_unlogged_tables_are_local() -> Result<()> {
          INSERT INTO u SELECT i, repeat('x', 500) FROM generate_series(1, 10000) i;
          CREATE TEMP TABLE t AS SELECT * FROM u;",
     )?;
-    ensure!(client.query_one("SELECT count(*) FROM t JOIN u USING (id)", &[])?.get::<_, i64>(0) == 10000);
+    ensure!(
+        client.query_one("SELECT count(*) FROM t JOIN u USING (id)", &[])?.get::<_, i64>(0)
+            == 10000
+    );
     drop(client);
     cluster.stop_endpoint(&endpoint, "fast")?;
     cluster.start_endpoint(&endpoint)?;

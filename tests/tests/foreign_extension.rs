@@ -8,8 +8,7 @@ use pg_launch::PgInstall;
 use system_tests::cluster::install_from_env;
 use system_tests::{Cluster, Place};
 
-const NEAREST: &str =
-    "SELECT string_agg(id::text, ',' ORDER BY v <-> q) FROM (SELECT id, v, q FROM item, \
+const NEAREST: &str = "SELECT string_agg(id::text, ',' ORDER BY v <-> q) FROM (SELECT id, v, q FROM item, \
      (SELECT array_fill(0.5::real, ARRAY[32])::vector(32) AS q) AS query ORDER BY v <-> q LIMIT 20) AS n";
 
 #[test]
@@ -46,6 +45,9 @@ fn pgvector_builds_an_index_bigger_than_the_buffers() -> Result<()> {
         (by_index.split(',').collect(), exact.split(',').collect());
     let found = exact.iter().filter(|id| by_index.contains(id)).count();
     // HNSW is approximate; a damaged index finds next to nothing.
-    ensure!(found >= 18, "the index found {found} of the 20 nearest: {by_index:?}, exact {exact:?}");
+    ensure!(
+        found >= 18,
+        "the index found {found} of the 20 nearest: {by_index:?}, exact {exact:?}"
+    );
     Ok(())
 }

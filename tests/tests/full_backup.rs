@@ -7,7 +7,8 @@ use system_tests::cluster::{SUPERUSER, install_from_env, open_tempdir};
 use system_tests::stock::StockServer;
 use system_tests::{Cluster, Place};
 
-const ROWS: &str = "SELECT count(*) || ' ' || sum(id) || ' ' || md5(string_agg(t, ',' ORDER BY id)) FROM data";
+const ROWS: &str =
+    "SELECT count(*) || ' ' || sum(id) || ' ' || md5(string_agg(t, ',' ORDER BY id)) FROM data";
 
 #[test]
 fn a_full_backup_boots_on_stock_postgres() -> Result<()> {
@@ -24,7 +25,15 @@ fn a_full_backup_boots_on_stock_postgres() -> Result<()> {
 
     let temp = open_tempdir("neon-backup-")?;
     let tar = temp.path().join("backup.tar");
-    cluster.neon(&["timeline", "backup", "main", "--lsn", &lsn, "--output", &tar.to_string_lossy()])?;
+    cluster.neon(&[
+        "timeline",
+        "backup",
+        "main",
+        "--lsn",
+        &lsn,
+        "--output",
+        &tar.to_string_lossy(),
+    ])?;
     let pgdata = temp.path().join("stock/pgdata");
     std::fs::create_dir_all(&pgdata)?;
     let untar = Command::new("tar").arg("-xf").arg(&tar).arg("-C").arg(&pgdata).status()?;
