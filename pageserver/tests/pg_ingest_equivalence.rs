@@ -1,4 +1,4 @@
-//! The proof that ingest and redo give the pages of PostgreSQL itself (issue 2, "Proof, without any compute").
+//! The proof that ingest and redo give the pages of PostgreSQL itself.
 //!
 //! A stock server runs a workload. Its initial data directory is imported, all its WAL is ingested, and every block
 //! of every permanent relation, every SLRU page and every relation map is compared with its files after a clean
