@@ -75,6 +75,8 @@ struct Durable {
     entries: HashMap<PathBuf, PathBuf>,
     /// Renames and creations since: name to the name that the contents were synced under.
     names: HashMap<PathBuf, PathBuf>,
+    /// Renames since, which may reach the disk before creations that came earlier.
+    renamed: HashMap<PathBuf, PathBuf>,
 }
 
 impl Durable {
@@ -93,19 +95,29 @@ impl Durable {
                 let inode = PathBuf::from(format!("{}#{}", to.display(), self.contents.len()));
                 self.contents.insert(inode.clone(), contents);
                 self.names.remove(from);
-                self.names.insert(to.clone(), inode);
+                self.names.insert(to.clone(), inode.clone());
+                self.renamed.insert(to.clone(), inode);
             }
             Step::Remove(path) => {
                 self.names.remove(path);
             }
-            Step::SyncDir(_) => self.entries = self.names.clone(),
+            Step::SyncDir(_) => {
+                self.entries = self.names.clone();
+                self.renamed.clear();
+            }
             Step::CreateDir(_) | Step::Write(_) => {}
         }
     }
 
-    fn restore(&self, to: &Path) {
+    /// Makes the directory that a loss of power leaves: with what was synced alone, or with the renames that were
+    /// not synced yet, too.
+    fn restore(&self, to: &Path, with_renames: bool) {
         std::fs::create_dir_all(to).unwrap();
-        for (name, inode) in &self.entries {
+        let mut entries = self.entries.clone();
+        if with_renames {
+            entries.extend(self.renamed.clone());
+        }
+        for (name, inode) in &entries {
             let contents = self.contents.get(inode).cloned().unwrap_or_default();
             std::fs::write(to.join(name.file_name().unwrap()), contents).unwrap();
         }
@@ -134,14 +146,13 @@ fn a_crash_before_any_step_loses_nothing_acknowledged() {
             let mut run = run.lock().unwrap();
             let last = run.last.replace(step.clone());
             last.iter().for_each(|last| run.durable.note(last));
-            let (killed, powerless) = (
-                copies.join(format!("kill-{}", run.steps)),
-                copies.join(format!("power-{}", run.steps)),
-            );
-            copy_dir(&path, &killed);
-            run.durable.restore(&powerless);
+            let copy = |kind: &str| copies.join(format!("{kind}-{}", run.steps));
+            let crashed = [copy("kill"), copy("power"), copy("power-renamed")];
+            copy_dir(&path, &crashed[0]);
+            run.durable.restore(&crashed[1], false);
+            run.durable.restore(&crashed[2], true);
             let acknowledged = run.acknowledged;
-            run.crashes.extend([(killed, acknowledged), (powerless, acknowledged)]);
+            run.crashes.extend(crashed.map(|path| (path, acknowledged)));
             run.steps += 1;
             Ok(())
         }
