@@ -4,15 +4,29 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use crate::error::{CliError, Result};
 
+/// Where ports are looked for: below the range from which systems take ports for outgoing connections, which
+/// would be free now and taken at the next start.
+const RANGE: std::ops::Range<u16> = 20_000..32_000;
+/// Ports that are tried before giving up.
+const ATTEMPTS_MAX: usize = 10_000;
+
 /// Ports on the loopback address that are free now. They are all held until the last one is found, so that
 /// they differ.
 pub fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<std::io::Result<Vec<_>>>();
-    listeners
-        .and_then(|all| all.iter().map(|listener| Ok(listener.local_addr()?.port())).collect())
-        .map_err(|error| CliError::failed(format!("could not find free ports: {error}")))
+    let mut held = Vec::new();
+    for _ in 0..ATTEMPTS_MAX {
+        if held.len() == count {
+            return Ok(held.into_iter().map(|(port, _)| port).collect());
+        }
+        let port = rand::random_range(RANGE);
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            held.push((port, listener));
+        }
+    }
+    Err(CliError::failed(format!(
+        "could not find {count} free ports between {} and {}",
+        RANGE.start, RANGE.end
+    )))
 }
 
 /// Checks that nothing listens on a port.
