@@ -9,7 +9,6 @@ pub mod audit;
 pub mod backpressure;
 pub mod conninfo;
 pub mod eviction;
-pub mod extend_record;
 pub mod feedback;
 pub mod fixed_map;
 pub mod frame;

@@ -23,8 +23,9 @@ pub extern "C-unwind" fn _PG_init() {
     }
     guc::define_redo();
     if guc::WAL_REDO.get() {
-        load_rmgr_library();
+        // First, so that what loading the other library logs is not taken for an error by the page server.
         walredo_guest::install();
+        load_rmgr_library();
         return;
     }
     guc::define_compute();

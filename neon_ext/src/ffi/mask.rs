@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "calls the resource managers' mask functions")]
 
 use compute_core::audit::PageKind;
-use compute_core::extend_record::NEON_RMGR_ID;
+use neon_wal::RM_NEON_ID;
 use pg_types::BlockNumber;
 use pgrx::pg_sys;
 
@@ -32,7 +32,7 @@ fn manager(index: usize) -> pg_sys::RmgrData {
 /// but not the command ids, which that resource manager keeps.
 pub fn apply(kind: PageKind, page: &mut OwnedPage, block: BlockNumber) {
     let index = match kind {
-        PageKind::Heap if manager(NEON_RMGR_ID.into()).rm_mask.is_some() => NEON_RMGR_ID.into(),
+        PageKind::Heap if manager(RM_NEON_ID.into()).rm_mask.is_some() => RM_NEON_ID.into(),
         PageKind::Heap => rmgr::HEAP,
         PageKind::Btree => rmgr::BTREE,
         PageKind::Hash => rmgr::HASH,

@@ -96,7 +96,6 @@ unsafe extern "C-unwind" fn finish(afterwards: *const Afterwards) {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the hook's type is Postgres'")]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
     query: *const c_char,

@@ -1,8 +1,8 @@
 //! WAL positions and the records that this extension writes.
 #![expect(unsafe_code, reason = "calls the server's WAL functions")]
 
-use compute_core::extend_record;
 use compute_core::request_lsn;
+use neon_wal::{RM_NEON_ID, RelationExtend};
 use pg_types::page::Page;
 use pg_types::{BlockNumber, Lsn, RelFileLocator, RelTag};
 use pgrx::pg_sys;
@@ -82,16 +82,13 @@ pub fn insert_allowed() -> bool {
 
 /// Logs "this fork has at least `nblocks` blocks"; returns the end of the record.
 pub fn log_relation_extend(rel: RelTag, nblocks: BlockNumber) -> Lsn {
-    let mut data = extend_record::encode(rel, nblocks);
+    let mut data = RelationExtend { rel, nblocks }.encode();
     // SAFETY: the data outlives XLogInsert, which copies it; no other record is being put together, since storage
     // managers are not called between XLogBeginInsert and XLogInsert.
     unsafe {
         pg_sys::XLogBeginInsert();
         pg_sys::XLogRegisterData(data.as_mut_ptr().cast(), DATA_LEN);
-        Lsn(pg_sys::XLogInsert(
-            extend_record::NEON_RMGR_ID,
-            extend_record::XLOG_NEON_RELATION_EXTEND,
-        ))
+        Lsn(pg_sys::XLogInsert(RM_NEON_ID, RelationExtend::INFO))
     }
 }
 
@@ -105,6 +102,5 @@ pub fn log_page_image(rel: RelTag, block: BlockNumber, copy: &mut OwnedPage) -> 
     })
 }
 
-/// `RELATION_EXTEND_LEN` as WAL functions want it.
+/// Bytes of [`RelationExtend`].
 const DATA_LEN: u32 = 20;
-const _: () = assert!(extend_record::RELATION_EXTEND_LEN == DATA_LEN as usize);

@@ -1,13 +1,9 @@
 //! A compute and a page server that is well, slow, wrong or gone.
-//!
-//! Needs a patched PostgreSQL in NEON_PG_INSTALL.
 
-mod support;
-
+use crate::compute::{Server, World, relation_files};
+use crate::page_service::{Behaviour, PageService};
 use page_protocol::RequestKind;
 use pg_types::Lsn;
-use support::compute::{Server, World, relation_files};
-use support::page_service::{Behaviour, PageService};
 
 const COUNT: &str = "select count(*), sum(id) from t";
 const ANSWER: &str = "10000|50005000";

@@ -23,7 +23,7 @@ fn is_relation_file(name: &str) -> bool {
 }
 
 impl World {
-    /// A folder that the server's user may enter, with the library under test in it.
+    /// A folder that the server's user may enter.
     pub fn new() -> World {
         let root = std::env::var_os("NEON_PG_INSTALL")
             .expect("set NEON_PG_INSTALL to the folder of the patched PostgreSQL (cargo xtask pg)");
@@ -31,10 +31,16 @@ impl World {
         let user = pg_launch::ensure_system_user().expect("a user for PostgreSQL");
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let library = dir.path().join("neon.so");
-        let built = std::env::current_exe().expect("own path");
-        let built = built.ancestors().nth(2).expect("target folder").join("libneon.so");
-        fs::copy(&built, &library).expect("libneon.so beside the test program");
+        let folder = install.command("pg_config", None).arg("--pkglibdir").output();
+        let folder = folder.expect("pg_config runs").stdout;
+        let folder = String::from_utf8_lossy(&folder).trim().to_owned();
+        for library in ["neon.so", "neon_rmgr.so"] {
+            let path = Path::new(&folder).join(library);
+            assert!(
+                path.exists(),
+                "NEON_PG_INSTALL has no {library} (cargo xtask pg, then cargo xtask test)"
+            );
+        }
         let world = World { install, user, dir };
         world.make_data();
         world
@@ -126,7 +132,6 @@ impl<'a> Server<'a> {
             ("autovacuum", "off".to_owned()),
             ("max_parallel_workers", "0".to_owned()),
             ("restart_after_crash", "off".to_owned()),
-            ("dynamic_library_path", format!("{}:$libdir", world.dir.path().display())),
         ];
         for (name, value) in fixed.iter().chain(settings) {
             command.arg("-c").arg(format!("{name}={value}"));
@@ -149,7 +154,7 @@ impl<'a> Server<'a> {
     ) -> Server<'a> {
         let id = "0123456789abcdef0123456789abcdef".to_owned();
         let mut all = vec![
-            ("shared_preload_libraries", "neon".to_owned()),
+            ("shared_preload_libraries", "neon,neon_rmgr".to_owned()),
             ("neon.pageserver_connstring", format!("host=127.0.0.1 port={port}")),
             ("neon.tenant_id", id.clone()),
             ("neon.timeline_id", id),
