@@ -324,3 +324,38 @@ fn check_answer(
 fn as_f64(n: usize) -> f64 {
     n as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pg_types::page::{ZERO_PAGE, set_lsn};
+
+    const LSN: Lsn = Lsn(0x100);
+
+    #[test]
+    fn a_record_applied_in_rust_is_refused_on_the_way_to_postgres() {
+        let records = [(LSN, NeonWalRecord::ClogSetAborted { xids: vec![1] })];
+        let error = postgres_records(Key::MIN, LSN, &records).unwrap_err();
+        assert_eq!(error.to_string(), "tried to pass neon wal record to postgres WAL redo");
+    }
+
+    #[test]
+    fn answers_are_told_apart_by_their_lsn() {
+        let page = |lsn| {
+            let mut page = ZERO_PAGE;
+            page[15] = 0x20;
+            set_lsn(&mut page, Lsn(lsn));
+            page
+        };
+        let rec = Bytes::new();
+        let records = [(Lsn(0x200), &rec), (Lsn(0x300), &rec)];
+        let check = |base: Option<&Page>, lsn| check_answer(base, &records, &page(lsn)).is_ok();
+        assert!(check(None, 0x300) && check(None, 0x200));
+        assert!(!check(None, 0x301));
+        assert!(check(Some(&page(0x180)), 0x180));
+        assert!(!check(Some(&page(0x180)), 0x17F));
+        assert!(check(Some(&page(0x400)), 0x400), "a base newer than the records stays");
+        assert!(check_answer(None, &records, &ZERO_PAGE).is_ok());
+        assert!(check_answer(None, &records, &[0; 100]).is_err());
+    }
+}

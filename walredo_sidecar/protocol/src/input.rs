@@ -119,7 +119,7 @@ mod tests {
             let mut seen = Vec::new();
             loop {
                 match input.next_message().unwrap() {
-                    Some(Message::Apply { end_lsn, record }) => seen.push((end_lsn.0 as usize, record.len())),
+                    Some(Message::Apply { end_lsn, record }) => seen.push((usize::try_from(end_lsn.0).unwrap(), record.len())),
                     Some(Message::Get(_)) => break,
                     Some(_) => (),
                     None => {

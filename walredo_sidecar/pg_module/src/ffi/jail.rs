@@ -22,7 +22,7 @@ const ALLOWED: &str = include_str!("../../../seccomp/aarch64.json");
 /// Name of the filter in the JSON file.
 const FILTER: &str = "redo";
 
-/// Has the kernel kill this process when its parent ends, however busy it is then. (An idle one ends by itself,
+/// Step 1: Has the kernel kill this process when its parent ends, however busy it is then. (An idle one ends by itself,
 /// at the end of its input.)
 pub(super) fn die_with_parent() {
     // SAFETY: prctl with constants.
@@ -51,7 +51,7 @@ fn check(result: c_int, what: &str) {
     }
 }
 
-/// 1. The parent has dropped to an unprivileged user.
+/// Step 2: The parent has dropped to an unprivileged user.
 fn refuse_root() {
     // SAFETY: no preconditions.
     let root = unsafe { libc::getuid() == 0 || libc::geteuid() == 0 };
@@ -60,8 +60,8 @@ fn refuse_root() {
     }
 }
 
-/// 2. Postgres' interlock segment (System V shared memory) is marked for removal, so that nothing stays behind
-///    when this process is killed. The mapping itself stays usable.
+/// Step 3: Postgres' interlock segment (System V shared memory) is marked for removal, so that nothing stays behind
+/// when this process is killed. The mapping itself stays usable.
 fn release_shared_memory_name() {
     // SAFETY: the key was set by PGSharedMemoryCreate; shmctl with IPC_RMID takes no buffer.
     unsafe {
@@ -77,7 +77,7 @@ fn release_shared_memory_name() {
     }
 }
 
-/// The allow-list, compiled while files and memory are still to be had.
+/// Step 4: The allow-list, compiled while files and memory are still to be had.
 fn allowed_calls() -> BpfProgram {
     let arch = TargetArch::try_from(std::env::consts::ARCH)
         .unwrap_or_else(|error| die(&format!("no system call filter here: {error}")));
@@ -86,7 +86,7 @@ fn allowed_calls() -> BpfProgram {
     filters.remove(FILTER).unwrap_or_else(|| die("system call filter is missing"))
 }
 
-/// 3. No descriptor but 0, 1 and 2: whatever the parent leaked or Postgres opened is gone.
+/// Step 5: No descriptor but 0, 1 and 2: whatever the parent leaked or Postgres opened is gone.
 fn close_descriptors() {
     // SAFETY: closes descriptors nobody will use again; takes no pointer. The raw call, because older C
     // libraries have no wrapper.
@@ -94,27 +94,27 @@ fn close_descriptors() {
     check(c_int::from(result != 0), "close inherited descriptors");
 }
 
-/// 4. No core dump (it would hold pages) and no debugger.
+/// Step 6: No core dump (it would hold pages) and no debugger.
 fn forbid_core_dumps() {
     set_limit(libc::RLIMIT_CORE, 0, "forbid core dumps");
     // SAFETY: prctl with constants.
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }, "become undumpable");
 }
 
-/// 5. malloc takes memory with brk alone, so that mmap need not be allowed.
+/// Step 7: malloc takes memory with brk alone, so that mmap need not be allowed.
 fn memory_from_brk_only() {
     // SAFETY: sets a parameter of the C library's allocator. It returns 1 on success.
     let result = unsafe { libc::mallopt(libc::M_MMAP_MAX, 0) };
     check(c_int::from(result != 1), "switch off mmap in malloc");
 }
 
-/// 6. No way back to privileges through a set-user-id program.
+/// Step 8: No way back to privileges through a set-user-id program.
 fn no_new_privileges() {
     // SAFETY: prctl with constants.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, "give up new privileges");
 }
 
-/// 9. Limits that hold even where the filter would let something through.
+/// Step 11: Limits that hold even where the filter would let something through.
 fn limit_resources() {
     set_limit(libc::RLIMIT_AS, MEMORY_LIMIT, "limit memory");
     set_limit(libc::RLIMIT_NPROC, 0, "forbid processes");
@@ -133,6 +133,7 @@ fn set_limit(resource: Resource, value: libc::rlim_t, what: &str) {
     check(unsafe { libc::setrlimit(resource, &raw const limit) }, what);
 }
 
+/// Step 12, and, for its own filter, step 10.
 fn load(program: &BpfProgram) {
     if let Err(error) = seccompiler::apply_filter(program) {
         die(&format!("could not load the system call filter: {error}"));
@@ -156,7 +157,7 @@ struct SigsysInfo {
     arch: libc::c_uint,
 }
 
-/// 7. A trapped call is named on stderr, then the process ends.
+/// Step 9: A trapped call is named on stderr, then the process ends.
 fn catch_trapped_calls() {
     // SAFETY: an all-zero sigaction is valid; the handler has the signature that SA_SIGINFO asks for and makes
     // async-signal-safe calls only.
@@ -204,8 +205,8 @@ fn open_dev_null() -> libc::c_long {
     }
 }
 
-/// 8. Opens a file, loads a filter that traps just that call, and tries again: the trap must be seen. A kernel
-///    or container that accepts filters and ignores them is found out here.
+/// Step 10: Opens a file, loads a filter that traps just that call, and tries again: the trap must be seen. A kernel
+/// or container that accepts filters and ignores them is found out here.
 fn prove_that_filters_bite() {
     let before = open_dev_null();
     let Ok(fd) = c_int::try_from(before) else {

@@ -48,6 +48,10 @@ unsafe extern "C-unwind" fn report(edata: *mut pg_sys::ErrorData) {
         let edata = &mut *edata;
         edata.output_to_server = false;
         let elevel = u32::try_from(edata.elevel).unwrap_or(pg_sys::PANIC);
+        if elevel < pg_sys::WARNING {
+            // The parent takes every line for a complaint.
+            return;
+        }
         // Writing to a String does not fail.
         let _ = writeln!(out, "{}:  {}", severity(elevel), text(edata.message));
         for (label, part) in

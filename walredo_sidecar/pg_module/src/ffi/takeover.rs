@@ -26,7 +26,7 @@ const SETTINGS: [(&CStr, &CStr); 9] = [
 ];
 
 /// Makes this process a redo process. Called from `_PG_init` of the library `neon` while
-/// `shared_preload_libraries` is processed, after every library with a custom resource manager is loaded.
+/// `shared_preload_libraries` is processed. Libraries with custom resource managers may be loaded after it.
 ///
 /// Returns; the process is taken over when Postgres has set up shared memory.
 pub fn install() {
