@@ -135,7 +135,7 @@ fn sql_files() -> Result<Vec<PathBuf>> {
 }
 
 /// Copies a tree with hard links.
-fn link_tree(source: &Path, target: &Path) -> Result<()> {
+pub fn link_tree(source: &Path, target: &Path) -> Result<()> {
     fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
     for entry in fs::read_dir(source).with_context(|| format!("read {}", source.display()))? {
         let entry = entry?;
@@ -153,7 +153,7 @@ fn link_tree(source: &Path, target: &Path) -> Result<()> {
 }
 
 /// Puts a file in place of what may be a hard link: the link is removed, never written through.
-fn replace(from: &Path, to: &Path) -> Result<()> {
+pub fn replace(from: &Path, to: &Path) -> Result<()> {
     match fs::remove_file(to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}

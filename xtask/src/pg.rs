@@ -7,6 +7,7 @@
 //! CACHE/pg/lock                        held while something below changes
 //! CACHE/pg/source/current              which source is used: sha256, version, file name
 //! CACHE/pg/source/FILE                 the tarball
+//! CACHE/pg/download                    where apt works; left behind by a failed run
 //! CACHE/pg/patched-17.11-KEY/source    unpacked, patches applied
 //!                           /build     built out of the source tree, with the regression programs
 //!                           /install   what `make install-world-bin` installs

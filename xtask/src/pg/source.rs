@@ -59,17 +59,24 @@ pub fn find(cache: &Path, given: Option<&Path>) -> Result<Source> {
         );
         return Ok(source);
     }
-    let dir = tempfile::Builder::new().prefix("download-").tempdir_in(cache)?;
+    // What a failed or killed run left is of no use, except for reading its logs.
+    let dir = cache.join("download");
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("could not remove {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("could not create {}", dir.display()))?;
     let tarball = apt::check()
-        .and_then(|()| apt::download(dir.path(), &format!("postgresql-{MAJOR}")))
+        .and_then(|()| apt::download(&dir, &format!("postgresql-{MAJOR}")))
         .with_context(|| {
-            format!(
-                "could not get the source package postgresql-{MAJOR} (is there a network?); \
+        format!(
+            "could not get the source package postgresql-{MAJOR} (is there a network?); \
              with a tarball of PostgreSQL {MAJOR}.{FIRST_MINOR} or later at hand, run \
              `cargo xtask pg --pg-source TARBALL`"
-            )
-        })?;
-    adopt(cache, &tarball)
+        )
+    })?;
+    let source = adopt(cache, &tarball)?;
+    fs::remove_dir_all(&dir)?;
+    Ok(source)
 }
 
 /// Copies a tarball into the cache and makes it the current source.
