@@ -19,9 +19,7 @@ impl PageServerStorage {
                 let newer = may_be_newer_than_lsn(rel.fork, page);
                 let changed = if newer { xlog::insert_position().max(lsn) } else { lsn };
                 let known = last_written_lsn::set(rel, block, changed);
-                // Not the page's LSN: the page of a copied database carries that of its original, and the bits of a map
-                // page may have been cleared by a truncation, after its LSN.
-                audit_evicted(rel, block, page, known);
+                audit_evicted(rel, block, page, lsn, known);
             }
             PageState::FreeSpaceMap => {
                 // Without an image the page server's version is older: it is a hint and gets corrected.
@@ -76,15 +74,15 @@ fn log_copy(rel: RelTag, block: BlockNumber, page: &Page) -> Lsn {
     let mut copy = OwnedPage::copy_of(page);
     let lsn = xlog::log_page_image(rel, block, &mut copy);
     last_written_lsn::set(rel, block, lsn);
-    audit_evicted(rel, block, &copy.0, lsn);
+    audit_evicted(rel, block, &copy.0, lsn, lsn);
     lsn
 }
 
 /// `neon.audit_pages`. Not in processes that the page server's progress depends on, nor in the last moments of a
 /// server, when walproposer may be gone.
-fn audit_evicted(rel: RelTag, block: BlockNumber, page: &Page, lsn: Lsn) {
+fn audit_evicted(rel: RelTag, block: BlockNumber, page: &Page, lsn: Lsn, known: Lsn) {
     if guc::AUDIT_PAGES.get() && !process::is_walsender() && !process::is_shutting_down() {
-        audit::compare(rel, block, page, lsn);
+        audit::compare(rel, block, page, lsn, known);
     }
 }
 
