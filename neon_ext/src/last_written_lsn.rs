@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use compute_core::last_written::{self, BlockKey, METADATA_BLOCK};
-use pg_types::{BlockNumber, Lsn, RelTag};
+use pg_types::{BlockNumber, Lsn, Oid, RelTag};
 
 use crate::ffi::shmem::{self, LAST_WRITTEN_PARTITIONS};
 use crate::ffi::xlog;
@@ -46,6 +46,16 @@ pub fn set_metadata(rel: RelTag, lsn: Lsn) {
 pub fn raise_floors(lsn: Lsn) {
     for partition in 0..LAST_WRITTEN_PARTITIONS {
         shmem::last_written_write(partition, |_, floor| *floor = (*floor).max(lsn));
+    }
+}
+
+/// All pages of a database may have changed at `lsn`, which raises the floors for all others as well.
+pub fn forget_database(db_oid: Oid, lsn: Lsn) {
+    for partition in 0..LAST_WRITTEN_PARTITIONS {
+        shmem::last_written_write(partition, |table, floor| {
+            last_written::forget_database(table, floor, db_oid);
+            *floor = (*floor).max(lsn);
+        });
     }
 }
 

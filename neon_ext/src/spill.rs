@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use compute_core::spill::{self as core, SPILL_DIRECTORY};
 use pg_types::page::{self, Page, SIZE_OF_PAGE_HEADER};
-use pg_types::{BLCKSZ, BlockNumber, RelTag};
+use pg_types::{BLCKSZ, BlockNumber, Oid, RelTag};
 
 use crate::counters::{self, Counter};
 use crate::ffi::shmem;
@@ -137,4 +137,11 @@ pub fn forget(rel: RelTag) -> io::Result<()> {
             if core::forget(spilled, rel) { remove_file(rel) } else { Ok(()) }
         },
     )
+}
+
+/// The database is gone, or its pages are other ones now.
+pub fn forget_database(db_oid: Oid) -> io::Result<()> {
+    shmem::spilled_write(|spilled| {
+        core::forget_database(spilled, db_oid).into_iter().try_for_each(remove_file)
+    })
 }

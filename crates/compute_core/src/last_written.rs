@@ -4,7 +4,7 @@
 //! WAL that the page does not need; too low silently returns an old page. So everything here rounds up: what is
 //! not in the table is answered with a maximum over all that ever left it.
 
-use pg_types::{BlockNumber, INVALID_BLOCK_NUMBER, Lsn, RelTag};
+use pg_types::{BlockNumber, INVALID_BLOCK_NUMBER, Lsn, Oid, RelTag};
 
 use crate::fixed_map::{self, Table, TableMut, mix};
 
@@ -74,6 +74,18 @@ pub fn set(
     new
 }
 
+/// Forgets the pages of a database, whose number or tablespace may be used again for other pages. They are then answered
+/// with the floor, which is raised to the greatest of theirs; the caller raises it to when the new pages were made.
+pub fn forget_database(table: &mut TableMut<'_, BlockKey, Entry>, floor: &mut Lsn, db_oid: Oid) {
+    table.remove_where(|key, lsn| {
+        let gone = key.db_oid == db_oid;
+        if gone {
+            *floor = (*floor).max(Lsn(*lsn));
+        }
+        gone
+    });
+}
+
 /// The greatest LSN of a partition: no page of it changed later, as far as the table was told.
 pub fn newest(table: Table<'_, BlockKey, Entry>, floor: Lsn) -> Lsn {
     table.iter().map(|(_, lsn)| Lsn(lsn)).fold(floor, Lsn::max)
@@ -130,6 +142,17 @@ mod tests {
         set(&mut owned.table(), &mut floor, key(2), Lsn(200));
         assert_eq!(get(owned.table().as_table(), floor, &key(1)), Lsn(100));
         assert_eq!(get(owned.table().as_table(), floor, &key(3)), Lsn(10));
+    }
+
+    #[test]
+    fn a_forgotten_database_raises_the_floor() {
+        let mut owned = Owned::<BlockKey, Entry>::new(4);
+        let mut floor = Lsn(10);
+        set(&mut owned.table(), &mut floor, key(1), Lsn(100));
+        forget_database(&mut owned.table(), &mut floor, 6);
+        assert_eq!((floor, owned.table().as_table().len()), (Lsn(10), 1));
+        forget_database(&mut owned.table(), &mut floor, 5);
+        assert_eq!((floor, owned.table().as_table().len()), (Lsn(100), 0));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use std::fmt::Write;
 
-use pg_types::RelTag;
+use pg_types::{Oid, RelTag};
 
 use crate::fixed_map::{Table, TableMut};
 use crate::relation_size::ForkKey;
@@ -70,6 +70,20 @@ pub fn forget(spilled: &mut Spilled<'_>, rel: RelTag) -> bool {
     spilled.remove(&ForkKey::new(rel)).is_some()
 }
 
+/// The database is gone. Returns the forks that had a file, which must go before the lock does.
+pub fn forget_database(spilled: &mut Spilled<'_>, db_oid: Oid) -> Vec<RelTag> {
+    let forks: Vec<RelTag> = spilled
+        .as_table()
+        .iter()
+        .filter_map(|(key, _)| key.rel())
+        .filter(|rel| rel.locator.db_oid == db_oid)
+        .collect();
+    for rel in &forks {
+        forget(spilled, *rel);
+    }
+    forks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +99,15 @@ mod tests {
     #[test]
     fn names_are_unique_and_plain() {
         assert_eq!(file_path(rel(7)), "neon_spill/1663_5_7.main");
+    }
+
+    #[test]
+    fn a_database_is_forgotten_alone() {
+        let mut owned = Owned::<ForkKey, Entry>::new(4);
+        assert!(add_page(&mut owned.table(), rel(1)));
+        assert_eq!(forget_database(&mut owned.table(), 6), []);
+        assert_eq!(forget_database(&mut owned.table(), 5), [rel(1)]);
+        assert!(!has_file(owned.table().as_table(), rel(1)));
     }
 
     proptest! {

@@ -44,6 +44,14 @@ pub fn define_compute() {
     define_page_client();
     define_caches();
     define_backpressure();
+    reserve_prefix();
+}
+
+/// A misspelled setting of ours is told at start instead of being kept and ignored.
+#[expect(unsafe_code, reason = "calls a function of the server")]
+fn reserve_prefix() {
+    // SAFETY: a NUL-terminated text; called while libraries are loaded, as the function wants.
+    unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"neon".as_ptr()) };
 }
 
 fn text(
@@ -91,7 +99,7 @@ fn define_page_client() {
         &MAX_RECONNECT_ATTEMPTS,
         0,
         i32::MAX,
-        GucContext::Userset,
+        GucContext::Suset,
         none,
     );
     GucRegistry::define_int_guc(

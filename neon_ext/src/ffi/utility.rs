@@ -10,8 +10,8 @@ use pg_types::Oid;
 use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag};
 
-use super::xlog;
-use crate::{last_written_lsn, relation_size};
+use super::{report, xlog};
+use crate::{last_written_lsn, relation_size, spill};
 
 type Hook = unsafe extern "C-unwind" fn(
     *mut pg_sys::PlannedStmt,
@@ -58,11 +58,22 @@ pub fn install() {
 #[derive(Clone, Copy)]
 enum Afterwards {
     Nothing,
-    /// CREATE DATABASE and ALTER DATABASE SET TABLESPACE: with the file copy strategy the page server copies all
-    /// pages when it reads the record; nobody writes them here (L117).
+    /// CREATE DATABASE: with the file copy strategy the page server copies all pages when it reads the record; nobody
+    /// writes them here (L117).
     PagesCopied,
-    /// DROP DATABASE: its number may be used again.
-    DatabaseGone(Oid),
+    /// DROP DATABASE, whose number may be used again, and ALTER DATABASE SET TABLESPACE, which copies pages as above,
+    /// perhaps to where the database has been before.
+    DatabaseChanged(Oid),
+}
+
+/// # Safety
+/// `name` is a NUL-terminated text.
+unsafe fn database(name: *const c_char) -> Afterwards {
+    // SAFETY: as required of the caller; a look-up in a catalog cache within the command's transaction.
+    match unsafe { pg_sys::get_database_oid(name, true) }.to_u32() {
+        0 => Afterwards::Nothing,
+        oid => Afterwards::DatabaseChanged(oid),
+    }
 }
 
 #[pg_guard]
@@ -75,12 +86,11 @@ unsafe extern "C-unwind" fn plan(
     unsafe {
         let node = (*statement).utilityStmt;
         *afterwards = match (*node).type_ {
-            NodeTag::T_CreatedbStmt | NodeTag::T_AlterDatabaseStmt => Afterwards::PagesCopied,
-            NodeTag::T_DropdbStmt => {
-                let drop = node.cast::<pg_sys::DropdbStmt>();
-                let oid = pg_sys::get_database_oid((*drop).dbname, true);
-                Afterwards::DatabaseGone(oid.to_u32())
+            NodeTag::T_CreatedbStmt => Afterwards::PagesCopied,
+            NodeTag::T_AlterDatabaseStmt => {
+                database((*node.cast::<pg_sys::AlterDatabaseStmt>()).dbname)
             }
+            NodeTag::T_DropdbStmt => database((*node.cast::<pg_sys::DropdbStmt>()).dbname),
             _ => return,
         };
     }
@@ -92,7 +102,13 @@ unsafe extern "C-unwind" fn finish(afterwards: *const Afterwards) {
     match unsafe { *afterwards } {
         Afterwards::Nothing => {}
         Afterwards::PagesCopied => last_written_lsn::raise_floors(xlog::insert_position()),
-        Afterwards::DatabaseGone(oid) => relation_size::forget_database(oid),
+        Afterwards::DatabaseChanged(oid) => {
+            last_written_lsn::forget_database(oid, xlog::insert_position());
+            relation_size::forget_database(oid);
+            if let Err(error) = spill::forget_database(oid) {
+                report::log(&format!("could not remove spill files of database {oid}: {error}"));
+            }
+        }
     }
 }
 
