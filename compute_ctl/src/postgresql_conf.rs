@@ -15,8 +15,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     // Local WAL is only a buffer on its way to the safekeepers; the slot keeps what they still need.
     ("max_wal_size", "1GB"),
     ("checkpoint_timeout", "5min"),
-    // A GetPage costs a round trip, and the default assumes a spinning disk's seek.
-    ("random_page_cost", "1.1"),
     ("listen_addresses", "127.0.0.1"),
     ("log_line_prefix", "%m [%p] %b "),
     ("log_checkpoints", "off"),

@@ -24,9 +24,9 @@ pub fn run(options: &Options) -> Result<()> {
     let built = build::everything()?;
     let mut tally = cargo_tests(&built, options)?;
     if !options.no_regress && options.package.is_none() {
-        for (what, settings, verify_pages) in SUITE_RUNS {
+        for (what, suite, settings, verify_pages) in SUITE_RUNS {
             let suite = regress::Options {
-                suite: Suite::Core,
+                suite: *suite,
                 verify_pages: *verify_pages,
                 settings: settings.iter().map(|text| (*text).to_owned()).collect(),
                 output: None,
@@ -46,8 +46,17 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs of the regression suite that belong to every test run.
-const SUITE_RUNS: &[(&str, &[&str], bool)] = &[("run PostgreSQL's regression suite", &[], false)];
+/// Runs of PostgreSQL's suites that belong to every test run: what, which, settings, page audit.
+const SUITE_RUNS: &[(&str, Suite, &[&str], bool)] = &[
+    ("run PostgreSQL's regression suite", Suite::Core, &[], false),
+    (
+        "run PostgreSQL's regression suite with few buffers, each evicted page compared",
+        Suite::Core,
+        &["shared_buffers=1MB"],
+        true,
+    ),
+    ("run PostgreSQL's isolation suite", Suite::Isolation, &[], false),
+];
 
 /// Runs `cargo test` over all crates that do not live inside PostgreSQL.
 fn cargo_tests(built: &Built, options: &Options) -> Result<Tally> {

@@ -15,7 +15,7 @@ pub type DbsizeHook = Option<unsafe extern "C-unwind" fn(pg_sys::Oid) -> i64>;
 /// Called before a WAL record is put together.
 pub type XlogInsertHook = Option<unsafe extern "C-unwind" fn(pg_sys::RmgrId, u8) -> pg_sys::RmgrId>;
 
-// SAFETY: names and types are those of the patched headers `storage/smgr.h`, `miscadmin.h`, `utils/builtins.h` and
+// SAFETY: names and types are those of the patched headers `storage/smgr.h`, `miscadmin.h`, `commands/dbcommands.h` and
 // `access/xloginsert.h`.
 unsafe extern "C-unwind" {
     pub static mut smgr_select_hook: SmgrSelectHook;
