@@ -22,8 +22,8 @@ fn pgvector_builds_an_index_bigger_than_the_buffers() -> Result<()> {
         "CREATE EXTENSION vector;
          SELECT setseed(0.42);
          CREATE TABLE item (id int PRIMARY KEY, v vector(32));
-         INSERT INTO item SELECT i, (SELECT array_agg(random() + 0 * i)::vector(32) FROM generate_series(1, 32))
-             FROM generate_series(1, 20000) i;
+         INSERT INTO item SELECT n / 32 + 1, array_agg(random())::vector(32)
+             FROM generate_series(0, 20000 * 32 - 1) n GROUP BY n / 32;
          SET maintenance_work_mem = '1MB';
          CREATE INDEX item_hnsw ON item USING hnsw (v vector_l2_ops);",
     )?;
