@@ -4,7 +4,7 @@
 //! ```text
 //! 000000010000000000000001            complete, durable before it got this name
 //! 000000010000000000000002.partial    the one being written; zeros behind the end
-//! next-segment.tmp                    zero-filled by a helper thread while the current one fills
+//! next-segment.tmp                    zero-filled by another thread while the current one fills
 //! ```
 
 mod reader;

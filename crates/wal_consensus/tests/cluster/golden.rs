@@ -1,5 +1,5 @@
 //! Scripts in `tests/consensus/*.txt`: a line that begins with `$ ` is a command, what follows is everything that came of
-//! it. `NEON_REWRITE_GOLDEN=1` writes the outputs anew; the reviewer reads the difference.
+//! it. `NEON_REWRITE_GOLDEN=1` writes the outputs anew; read the difference before it is committed.
 //!
 //! ```text
 //! safekeepers N               N safekeepers that are up and empty
