@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pg_types::{Lsn, TenantId, TimelineId};
+use pg_types::{Lsn, TenantId};
 
 /// PostgreSQL 17 with storage separated from compute: one command line for a local environment.
 ///
@@ -189,12 +189,4 @@ pub enum EndpointCommand {
     Delete { name: String },
     /// List endpoints.
     List,
-}
-
-/// A timeline and where it came from, for `--json`.
-#[derive(Debug, serde::Serialize)]
-pub struct BranchRow {
-    pub name: String,
-    pub tenant_id: TenantId,
-    pub timeline_id: TimelineId,
 }
