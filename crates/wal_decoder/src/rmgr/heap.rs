@@ -19,13 +19,13 @@ use crate::record::DecodedRecord;
 
 use super::{Effects, InterpretErrorKind};
 
-pub(super) const XLOG_HEAP_INSERT: u8 = 0x00;
-pub(super) const XLOG_HEAP_DELETE: u8 = 0x10;
-pub(super) const XLOG_HEAP_UPDATE: u8 = 0x20;
+const XLOG_HEAP_INSERT: u8 = 0x00;
+const XLOG_HEAP_DELETE: u8 = 0x10;
+const XLOG_HEAP_UPDATE: u8 = 0x20;
 const XLOG_HEAP_TRUNCATE: u8 = 0x30;
-pub(super) const XLOG_HEAP_HOT_UPDATE: u8 = 0x40;
+const XLOG_HEAP_HOT_UPDATE: u8 = 0x40;
 const XLOG_HEAP_CONFIRM: u8 = 0x50;
-pub(super) const XLOG_HEAP_LOCK: u8 = 0x60;
+const XLOG_HEAP_LOCK: u8 = 0x60;
 const XLOG_HEAP_INPLACE: u8 = 0x70;
 pub(super) const XLOG_HEAP_OPMASK: u8 = 0x70;
 
@@ -34,7 +34,7 @@ const XLOG_HEAP2_PRUNE_ON_ACCESS: u8 = 0x10;
 const XLOG_HEAP2_PRUNE_VACUUM_SCAN: u8 = 0x20;
 const XLOG_HEAP2_PRUNE_VACUUM_CLEANUP: u8 = 0x30;
 const XLOG_HEAP2_VISIBLE: u8 = 0x40;
-pub(super) const XLOG_HEAP2_MULTI_INSERT: u8 = 0x50;
+const XLOG_HEAP2_MULTI_INSERT: u8 = 0x50;
 const XLOG_HEAP2_LOCK_UPDATED: u8 = 0x60;
 const XLOG_HEAP2_NEW_CID: u8 = 0x70;
 

@@ -84,8 +84,7 @@ pub const RM_REPLORIGIN_ID: RmgrId = 19;
 pub const RM_GENERIC_ID: RmgrId = 20;
 /// `RM_LOGICALMSG_ID`.
 pub const RM_LOGICALMSG_ID: RmgrId = 21;
-/// The custom resource manager of `neon_rmgr`.
-pub const RM_NEON_ID: RmgrId = 134;
+pub use neon_wal::RM_NEON_ID;
 
 /// Why a record cannot be interpreted. Ingest stops there: to go on would lose what the record does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +123,12 @@ pub enum InterpretErrorKind {
         /// What is there.
         value: i64,
     },
+    /// A record of resource manager 134 is not what its kind says.
+    #[error(transparent)]
+    Neon(#[from] neon_wal::RecordError),
+    /// The command ids behind a heap record of resource manager 134 are missing or malformed.
+    #[error("malformed command ids behind the main data")]
+    Trailer,
     /// A text is no UTF-8, or not terminated.
     #[error("{field} is not a valid string")]
     Text {
