@@ -275,13 +275,14 @@ impl Driver {
             ProposerCommand::RecordCampaign { term } => {
                 tracing::info!(%term, "campaigning");
                 if let Some(file) = &mut self.term_file {
-                    file.save(crate::term_file::Terms { campaign_term: term, ..file.terms() })?;
+                    file.save(crate::term_file::Terms { campaign_term: term, ..file.terms().clone() })?;
                 }
             }
             ProposerCommand::RecordElected { term } => {
                 if let Some(file) = &mut self.term_file {
-                    let elected_term = Some(term);
-                    file.save(crate::term_file::Terms { elected_term, ..file.terms() })?;
+                    let mut terms = file.terms().clone();
+                    terms.elected_terms.push(term);
+                    file.save(terms)?;
                 }
             }
             ProposerCommand::Elected { term, term_start_lsn, donor } => {

@@ -69,12 +69,12 @@ impl<'a> Reign<'a> {
     ) -> Result<Reign<'a>, WalproposerError> {
         let endpoints = config.endpoints()?;
         let params = endpoints.iter().map(|endpoint| safekeeper_params(config, endpoint)).collect();
-        let terms = term_file.terms();
+        let terms = term_file.terms().clone();
         let proposer = proposer_config(
             config,
             identity,
             terms.campaign_term,
-            ProposerMode::Stream { start_lsn: compute.start_lsn, own_term: terms.elected_term },
+            ProposerMode::Stream { start_lsn: compute.start_lsn, own_terms: terms.elected_terms },
         );
         Ok(Reign {
             config,
@@ -158,9 +158,10 @@ impl<'a> Reign<'a> {
             tokio::time::sleep(OUTVOTED_PAUSE).await;
         }
         self.backoff.pause().await;
-        let own_term = self.driver.term_file().and_then(|file| file.terms().elected_term);
+        let own_terms = self.driver.term_file().map(|file| file.terms().elected_terms.clone());
+        let own_terms = own_terms.unwrap_or_default();
         let min_term = self.min_term.max(self.driver.term());
-        let mode = ProposerMode::Stream { start_lsn: self.compute.start_lsn, own_term };
+        let mode = ProposerMode::Stream { start_lsn: self.compute.start_lsn, own_terms };
         self.driver.restart(proposer_config(self.config, self.identity, min_term, mode));
         Ok(None)
     }

@@ -1,10 +1,10 @@
 //! `PGDATA/neon.walproposer`: which terms this compute has used and won.
 //!
 //! ```text
-//! {"campaign_term": 8, "elected_term": 7}
+//! {"campaign_term": 8, "elected_terms": [7]}
 //! ```
 //!
-//! It lives and dies with the data directory. `elected_term` tells WAL of this compute's own earlier walproposer from WAL
+//! It lives and dies with the data directory. `elected_terms` tells WAL of this compute's own earlier walproposer from WAL
 //! of another compute; `campaign_term` keeps a new campaign above promises that an earlier one got from a minority.
 
 use std::fs::{self, File};
@@ -18,12 +18,13 @@ use serde::{Deserialize, Serialize};
 pub const TERM_FILE_NAME: &str = "neon.walproposer";
 
 /// Content of the file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Terms {
     /// The last campaign's term; 0 before the first one.
     pub(crate) campaign_term: Term,
-    /// The last election that was won.
-    pub(crate) elected_term: Option<Term>,
+    /// All elections that were won. The last one alone would not do: the walproposer may die before any safekeeper hears
+    /// of it, and the log then still ends in an earlier one.
+    pub(crate) elected_terms: Vec<Term>,
 }
 
 /// Why the terms cannot be kept.
@@ -67,8 +68,8 @@ impl TermFile {
         Ok(TermFile { dir: pgdata.to_owned(), terms })
     }
 
-    pub(crate) fn terms(&self) -> Terms {
-        self.terms
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// Makes new content durable.
@@ -96,10 +97,10 @@ mod tests {
     fn survives_and_names_damage() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = TermFile::open(dir.path()).unwrap();
-        assert_eq!(file.terms(), Terms::default());
-        let terms = Terms { campaign_term: Term(8), elected_term: Some(Term(7)) };
-        file.save(terms).unwrap();
-        assert_eq!(TermFile::open(dir.path()).unwrap().terms(), terms);
+        assert_eq!(*file.terms(), Terms::default());
+        let terms = Terms { campaign_term: Term(8), elected_terms: vec![Term(7)] };
+        file.save(terms.clone()).unwrap();
+        assert_eq!(*TermFile::open(dir.path()).unwrap().terms(), terms);
         fs::write(dir.path().join(TERM_FILE_NAME), b"{\"campaign_term\": 8").unwrap();
         let error = TermFile::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains(TERM_FILE_NAME), "{error}");

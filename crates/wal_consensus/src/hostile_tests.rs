@@ -204,7 +204,7 @@ proptest! {
     ) {
         let honest = if honest { honest_election() } else { Vec::new() };
         let inputs = honest.into_iter().chain(inputs);
-        let stream = ProposerMode::Stream { start_lsn: Lsn(16), own_term: Some(Term(2)) };
+        let stream = ProposerMode::Stream { start_lsn: Lsn(16), own_terms: vec![Term(2)] };
         let mut proposer = Proposer::new(ProposerConfig {
             tenant_id: TENANT,
             timeline_id: TIMELINE,

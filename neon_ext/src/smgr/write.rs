@@ -58,6 +58,8 @@ impl PageServerStorage {
             Err(error) => error.to_string(),
         };
         if xlog::may_log_evicted_page() {
+            // A failed write may have left an older or a torn page, which a reader would take first.
+            Self::drop_spilled(rel, block)?;
             counters::add(Counter::UnloggedImages, 1);
             log_copy(rel, block, page);
             return Ok(());

@@ -68,8 +68,10 @@ impl RelationSizes {
     /// The size at `checked` was found to be the one at `lsn`, and at every LSN between.
     pub(super) fn extend(&self, rel: &RelTag, checked: Lsn, lsn: Lsn) {
         let Some(mut shard) = self.shard(rel) else { return };
-        // An entry that begins later is another one, put meanwhile.
-        if let Some(entry) = shard.get_mut(rel).filter(|entry| entry.from <= checked) {
+        // An entry that does not hold at `checked` is another one, put meanwhile.
+        if let Some(entry) =
+            shard.get_mut(rel).filter(|entry| (entry.from..=entry.checked).contains(&checked))
+        {
             entry.checked = entry.checked.max(lsn);
         }
     }
@@ -122,6 +124,18 @@ mod tests {
         assert_eq!(sizes.get(&rel(1), Lsn(25)), Remembered::Nothing);
         assert_eq!(sizes.get(&rel(1), Lsn(30)), Remembered::Size(None));
         assert_eq!(sizes.get(&rel(1), Lsn(31)), Remembered::AsOf(Lsn(30), None));
+    }
+
+    #[test]
+    fn an_answer_does_not_extend_an_entry_of_an_earlier_lsn() {
+        let sizes = RelationSizes::new(1000);
+        sizes.insert(rel(1), Lsn(30), Some(7));
+        assert_eq!(sizes.get(&rel(1), Lsn(50)), Remembered::AsOf(Lsn(30), Some(7)));
+        // Meanwhile the shard was full and emptied, and somebody read the past.
+        sizes.shard(&rel(1)).unwrap().clear();
+        sizes.insert(rel(1), Lsn(10), Some(3));
+        sizes.extend(&rel(1), Lsn(30), Lsn(50));
+        assert_eq!(sizes.get(&rel(1), Lsn(50)), Remembered::AsOf(Lsn(10), Some(3)));
     }
 
     #[test]

@@ -241,17 +241,17 @@ impl Proposer {
     /// another compute written since, they would be out of date. WAL that this very compute wrote in an earlier term
     /// is in its pages.
     fn check_start(&self, log_end_lsn: Lsn, log_term: Term) -> Result<Lsn, LostReason> {
-        match self.config.mode {
+        match &self.config.mode {
             ProposerMode::Sync if log_end_lsn.is_valid() => Ok(log_end_lsn),
             ProposerMode::Sync => Err(LostReason::EmptyTimeline),
-            ProposerMode::Stream { start_lsn, .. } if !log_end_lsn.is_valid() => Ok(start_lsn),
-            ProposerMode::Stream { start_lsn, own_term } => {
+            ProposerMode::Stream { start_lsn, .. } if !log_end_lsn.is_valid() => Ok(*start_lsn),
+            ProposerMode::Stream { start_lsn, own_terms } => {
                 // One side may name the start of a WAL page, the other the place behind its header.
-                let same = xlog::normalize(log_end_lsn) == xlog::normalize(start_lsn);
-                if same || own_term == Some(log_term) {
+                let same = xlog::normalize(log_end_lsn) == xlog::normalize(*start_lsn);
+                if same || own_terms.contains(&log_term) {
                     Ok(log_end_lsn)
                 } else {
-                    Err(LostReason::ForeignWal { log_end_lsn, log_term, start_lsn })
+                    Err(LostReason::ForeignWal { log_end_lsn, log_term, start_lsn: *start_lsn })
                 }
             }
         }
@@ -280,5 +280,59 @@ impl Proposer {
         commands.push(ProposerCommand::Send { sk, message });
         // There is no answer to an elected message: the first append request asks for one.
         self.pump(sk, true, commands);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pg_types::{TenantId, TimelineId};
+
+    use super::super::{ProposerConfig, ProposerInput};
+    use super::*;
+    use crate::membership::MembershipConf;
+    use crate::message::AcceptorMessage;
+    use crate::term_history::TermHistory;
+
+    /// A campaign for term 3 at one safekeeper whose log ends at 24 in term 1, where the compute was started at 16.
+    fn campaign(own_terms: &[u64]) -> Vec<ProposerCommand> {
+        let own_terms = own_terms.iter().copied().map(Term).collect();
+        let mut proposer = Proposer::new(ProposerConfig {
+            tenant_id: TenantId([1; 16]),
+            timeline_id: TimelineId([2; 16]),
+            pg_version: 170_000,
+            system_id: 7,
+            wal_seg_size: 1 << 24,
+            safekeepers: 1,
+            mconf: MembershipConf::default(),
+            min_term: Term(2),
+            mode: ProposerMode::Stream { start_lsn: Lsn(16), own_terms },
+        });
+        let sk = SkId(0);
+        let (node_id, mconf) = (NodeId(1), MembershipConf::default());
+        let greeting = AcceptorGreeting { node_id, mconf, term: Term(2) };
+        let vote = VoteResponse {
+            generation: Generation(0),
+            term: Term(3),
+            vote_given: true,
+            flush_lsn: Lsn(24),
+            truncate_lsn: Lsn(16),
+            term_history: TermHistory::new(vec![(0, 16).into(), (1, 16).into()]).unwrap(),
+        };
+        proposer.step(ProposerInput::Connected { sk });
+        let message = AcceptorMessage::Greeting(greeting);
+        proposer.step(ProposerInput::Message { sk, message });
+        let message = AcceptorMessage::VoteResponse(vote);
+        proposer.step(ProposerInput::Message { sk, message })
+    }
+
+    /// Terms 1 and 2 were won, and the walproposer died before the safekeeper heard of the second election.
+    #[test]
+    fn wal_of_an_earlier_own_term_is_continued() {
+        let (term, term_start_lsn, donor) = (Term(3), Lsn(24), SkId(0));
+        let elected = ProposerCommand::Elected { term, term_start_lsn, donor };
+        assert!(campaign(&[1, 2]).contains(&elected));
+        let reason =
+            LostReason::ForeignWal { log_end_lsn: Lsn(24), log_term: Term(1), start_lsn: Lsn(16) };
+        assert_eq!(campaign(&[2]), [ProposerCommand::Lost { reason }]);
     }
 }

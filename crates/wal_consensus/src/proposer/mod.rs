@@ -44,7 +44,7 @@ pub struct ProposerConfig {
 }
 
 /// What a proposer is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProposerMode {
     /// Without WAL of its own: bring a quorum level and learn where the log ends (L300).
     Sync,
@@ -52,9 +52,9 @@ pub enum ProposerMode {
     Stream {
         /// The position the compute was started at: its pages are those of exactly this LSN.
         start_lsn: Lsn,
-        /// The term of the last election that *this* compute has won, if any: then the WAL above `start_lsn` may be its
-        /// own.
-        own_term: Option<Term>,
+        /// The terms of all elections that *this* compute has won: WAL of these above `start_lsn` is its own. Not only
+        /// the last one: nobody may have heard of that election before its walproposer died.
+        own_terms: Vec<Term>,
     },
 }
 

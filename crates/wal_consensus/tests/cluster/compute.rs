@@ -19,7 +19,7 @@ pub struct Compute {
     pub alive: bool,
     pub acked_lsn: Lsn,
     pub campaign_term: Term,
-    pub elected_term: Option<Term>,
+    pub elected_terms: Vec<Term>,
     records: u8,
 }
 
@@ -32,7 +32,7 @@ impl Compute {
             alive: true,
             acked_lsn: start_lsn,
             campaign_term: Term(0),
-            elected_term: None,
+            elected_terms: Vec::new(),
             records: 0,
         }
     }
@@ -71,8 +71,8 @@ impl Walproposer {
     }
 
     pub fn stream(safekeepers: usize, index: usize, compute: &Compute) -> Walproposer {
-        let mode =
-            ProposerMode::Stream { start_lsn: compute.start_lsn, own_term: compute.elected_term };
+        let own_terms = compute.elected_terms.clone();
+        let mode = ProposerMode::Stream { start_lsn: compute.start_lsn, own_terms };
         Walproposer::with(safekeepers, compute.campaign_term, mode, Some(index))
     }
 

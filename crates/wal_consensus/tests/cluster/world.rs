@@ -280,7 +280,7 @@ impl Cluster {
             }
             ProposerCommand::RecordElected { term } => {
                 if let Some(compute) = compute {
-                    self.computes[compute].elected_term = Some(term);
+                    self.computes[compute].elected_terms.push(term);
                 }
             }
             ProposerCommand::Elected { term, term_start_lsn, donor } => {
