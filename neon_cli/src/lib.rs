@@ -1,1 +1,0 @@
-//! neon: one command line and one binary for every process of the system
