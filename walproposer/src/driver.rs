@@ -275,7 +275,10 @@ impl Driver {
             ProposerCommand::RecordCampaign { term } => {
                 tracing::info!(%term, "campaigning");
                 if let Some(file) = &mut self.term_file {
-                    file.save(crate::term_file::Terms { campaign_term: term, ..file.terms().clone() })?;
+                    file.save(crate::term_file::Terms {
+                        campaign_term: term,
+                        ..file.terms().clone()
+                    })?;
                 }
             }
             ProposerCommand::RecordElected { term } => {
