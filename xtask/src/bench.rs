@@ -116,8 +116,7 @@ fn program(built: &Built, package: &str, binary: &str) -> Result<Vec<Row>> {
     command.env("NEON_PG_INSTALL", built.compute.root());
     command.env("NEON_PG_STOCK", built.stock.root());
     let text = capture(&mut command)?;
-    let mut rows: Vec<Row> =
-        serde_json::from_str(&text).with_context(|| format!("{binary} printed: {text}"))?;
+    let mut rows = parse_rows(&text).with_context(|| format!("{binary} printed: {text}"))?;
     for row in &mut rows {
         if let (Some(reference), Some(what), None) =
             (row.reference, row.reference_is.clone(), row.ratio)
@@ -127,6 +126,24 @@ fn program(built: &Built, package: &str, binary: &str) -> Result<Vec<Row>> {
     }
     ensure!(!rows.is_empty(), "{binary} measured nothing");
     Ok(rows)
+}
+
+/// Rows as one JSON array, or one row after the other.
+fn parse_rows(text: &str) -> serde_json::Result<Vec<Row>> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Printed {
+        Row(Row),
+        Rows(Vec<Row>),
+    }
+    let mut all = Vec::new();
+    for printed in serde_json::Deserializer::from_str(text).into_iter() {
+        match printed? {
+            Printed::Row(row) => all.push(row),
+            Printed::Rows(rows) => all.extend(rows),
+        }
+    }
+    Ok(all)
 }
 
 fn report(name: &str, rows: Vec<Row>) -> Result<()> {
@@ -154,4 +171,20 @@ fn report(name: &str, rows: Vec<Row>) -> Result<()> {
     fs::write(&path, serde_json::to_string_pretty(&report)?)?;
     println!("  written to {}", path.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_as_an_array_or_one_by_one() {
+        let row = r#"{"case":"a","ours":2.0,"unit":"us","better":"lower"}"#;
+        assert_eq!(parse_rows(&format!("[{row},{row}]")).unwrap().len(), 2);
+        let rows = parse_rows(&format!("{row}\n{row}\n")).unwrap();
+        assert_eq!(rows.len(), 2);
+        let ratio = rows[0].clone().against(4.0, "twice as slow").ratio;
+        assert_eq!(ratio, Some(2.0));
+        assert!(parse_rows("{}").is_err());
+    }
 }
