@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod pg;
 mod pgvector;
 mod regress;
@@ -34,6 +35,8 @@ enum Command {
     Regress(regress::Options),
     /// Measure, beside a reference in the same run.
     Bench(bench::Options),
+    /// Fuzz what parses foreign bytes.
+    Fuzz(fuzz::Options),
     /// Check format, lints, documentation and the project's own rules; never writes.
     Verify,
     /// Repair what `verify` complains of, where a tool can.
@@ -60,6 +63,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Test(options) => test::run(options),
         Command::Regress(options) => regress::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Fuzz(options) => fuzz::run(options),
         Command::Verify => verify::verify(),
         Command::Fix => verify::fix(),
         Command::Pg(options) => pg::run(options),

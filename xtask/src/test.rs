@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::build::{self, Built};
+use crate::fuzz;
 use crate::pgvector;
 use crate::regress::{self, Suite};
 use crate::run::{cargo, step, stream};
@@ -41,10 +42,16 @@ pub fn run(options: &Options) -> Result<()> {
             }
         }
     }
+    if options.package.is_none() {
+        tally.add(fuzz::bounded(FUZZ_SECONDS)?);
+    }
     println!("{tally}");
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
     Ok(())
 }
+
+/// Time for each fuzz target.
+const FUZZ_SECONDS: u32 = 5;
 
 /// Runs of PostgreSQL's suites that belong to every test run: what, which, settings, page audit.
 const SUITE_RUNS: &[(&str, Suite, &[&str], bool)] = &[
