@@ -4,6 +4,7 @@
 mod basebackup;
 mod catalog;
 pub mod config;
+mod orphan;
 mod pgdata;
 mod postgresql_conf;
 mod status;
@@ -17,6 +18,7 @@ use pg_types::Lsn;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::config::{Config, ConfigError, SUPERUSER, SafekeeperAddress};
+pub use crate::orphan::end_orphan;
 pub use crate::status::{ComputeState, ComputeStatus, Timing};
 pub use crate::supervise::SuperviseError;
 pub use crate::walproposer::{WalproposerExit, run_walproposer};
@@ -84,6 +86,7 @@ async fn start_and_watch(
     shutdown: CancellationToken,
 ) -> Result<(), ComputeError> {
     let mut stopwatch = Stopwatch::start();
+    end_orphan(&config.pgdata);
     pgdata::wipe(&config.pgdata)?;
     stopwatch.lap("wipe");
     let start_lsn =

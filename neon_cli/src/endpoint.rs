@@ -91,6 +91,7 @@ pub fn start(environment: &Environment, name: &str) -> Result<ComputeStatus> {
             other.name, endpoint.branch
         )));
     }
+    compute_ctl::end_orphan(&compute_config(environment, &endpoint).pgdata);
     check_free(endpoint.port, &service.name)?;
     let config_path = write_config(environment, &endpoint)?;
     let status_file = compute_config(environment, &endpoint).status_file;
@@ -158,7 +159,9 @@ pub fn stop_if_running(
         StopMode::Fast => Signal::SIGTERM,
         StopMode::Immediate => Signal::SIGKILL,
     };
-    service(environment, &endpoint.name).stop(signal, STOP_PATIENCE)
+    let stopped = service(environment, &endpoint.name).stop(signal, STOP_PATIENCE)?;
+    compute_ctl::end_orphan(&compute_config(environment, endpoint).pgdata);
+    Ok(stopped)
 }
 
 /// Deletes an endpoint's definition and its local files; its data is in the storage.

@@ -193,7 +193,10 @@ pub fn kill_and_wait(pid: u32) -> Result<()> {
     }
     wait_until("a killed process is gone", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        Ok(stat.is_empty() || stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+        let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+        // The first thread is a zombie while others still end, and hold what the process had open.
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        Ok(stat.is_empty() || (zombie && threads <= 1))
     })
 }
 
