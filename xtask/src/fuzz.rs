@@ -73,7 +73,7 @@ fn campaign(targets: &[&str], seconds: u32, seed: Option<u32>) -> Result<Tally> 
     for target in targets {
         let corpus = target_dir.join("corpus").join(target);
         fs::create_dir_all(&corpus)?;
-        let seed = seed.unwrap_or_else(|| std::process::id());
+        let seed = seed.unwrap_or_else(std::process::id);
         eprintln!("==> fuzz {target} for {seconds} s, --seed {seed}");
         let mut fuzz = Command::new(target_dir.join(host()?).join("release").join(target));
         fuzz.arg(&corpus).arg(format!("-max_total_time={seconds}")).arg(format!("-seed={seed}"));
