@@ -177,9 +177,9 @@ mod tests {
     fn one_line_sources() {
         assert_eq!(
             parse_one_line(
-                "deb [arch=amd64 signed-by=/k.gpg] http://a/debian bookworm main contrib # x"
+                "deb [arch=amd64 signed-by=/k.gpg] http://a/dist bookworm main contrib # x"
             ),
-            Some(archive("http://a/debian", Some("/k.gpg"), &["bookworm"]))
+            Some(archive("http://a/dist", Some("/k.gpg"), &["bookworm"]))
         );
         assert_eq!(parse_one_line("deb http://a b main"), Some(archive("http://a", None, &["b"])));
         assert_eq!(parse_one_line("# deb http://a b main"), None);
@@ -189,15 +189,15 @@ mod tests {
 
     #[test]
     fn deb822_sources() {
-        let text = "Types: deb\n# a comment: here\nURIs: http://a/debian http://b/debian\nSuites: s s-updates\n\
+        let text = "Types: deb\n# a comment: here\nURIs: http://a/dist http://b/dist\nSuites: s s-updates\n\
                     Components: main\nSigned-By: /k.gpg\n\nTypes: deb-src\nURIs: http://c\nSuites: s\n\n\
                     types: deb\nuris: http://d\nsuites: t\nEnabled: no\n\nTypes: deb\nURIs: http://e\nSuites: t\n\
                     Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n";
         assert_eq!(
             parse_deb822(text),
             [
-                archive("http://a/debian", Some("/k.gpg"), &["s", "s-updates"]),
-                archive("http://b/debian", Some("/k.gpg"), &["s", "s-updates"]),
+                archive("http://a/dist", Some("/k.gpg"), &["s", "s-updates"]),
+                archive("http://b/dist", Some("/k.gpg"), &["s", "s-updates"]),
                 archive("http://e", None, &["t"]),
             ]
         );
