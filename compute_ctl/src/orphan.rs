@@ -40,7 +40,8 @@ fn running_postmaster(pgdata: &Path) -> Option<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::io::Read;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_stranger_with_the_number_is_left_alone_and_an_orphan_is_ended() {
@@ -50,13 +51,16 @@ mod tests {
         fs::write(&pid_file, format!("{}\n", std::process::id())).unwrap();
         end_orphan(dir.path());
 
-        // A shell with the directory as an argument stands for the postmaster.
+        // A shell with the directory as an argument stands for the postmaster. It says when it runs: until its memory
+        // is set up, a new program has no command line to be recognised by.
         let mut child = Command::new("sh")
-            .args(["-c", "read line"])
+            .args(["-c", "echo; read line"])
             .arg(dir.path())
-            .stdin(std::process::Stdio::piped())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         fs::write(&pid_file, format!("{}\n", child.id())).unwrap();
         let reaper = std::thread::spawn({
             let input = child.stdin.take();

@@ -15,6 +15,15 @@ use super::progress;
 /// The Debian suite that carries the wanted major version; older and newer machines find it beside their own.
 const DEBIAN_SUITE: &str = "trixie";
 
+/// The release that the patches were made and tested for, where the archive keeps it, and the sha256 of its tarball,
+/// as in the package's signed description.
+const PINNED_FILE: &str = "postgresql-17_17.11.orig.tar.bz2";
+const PINNED_SHA256: &str = "dd27f2b3c59e73ed14aa3324901242bf69a032a6347805f274e6260322d42979";
+/// Folders of an archive: of releases, and of security updates.
+const POOLS: [&str; 2] = ["pool/main/p/postgresql-17", "pool/updates/main/p/postgresql-17"];
+/// apt's own means to get one file and check its sum.
+const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
+
 /// A place that apt gets packages from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Archive {
@@ -24,8 +33,59 @@ struct Archive {
     suites: Vec<String>,
 }
 
-/// Downloads a source package into `dir`, and returns the tarball with the upstream source.
+/// Downloads the upstream source of a package into `dir`, and returns the tarball.
+///
+/// First the pinned release, so that machines build the same; archives drop old releases, so then the newest one
+/// that the archive's index names. Either alone has failed: an index can be ahead of the files of its archive.
 pub fn download(dir: &Path, package: &str) -> Result<PathBuf> {
+    let (_, codename) = os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
+    match download_pinned(dir, &archives_of(&codename, archives())) {
+        Ok(tarball) => Ok(tarball),
+        Err(error) => {
+            eprintln!("    {error:#}; looking for the newest release instead");
+            download_newest(dir, package)
+        }
+    }
+}
+
+/// The pinned release from the first archive that still has it.
+fn download_pinned(dir: &Path, archives: &[Archive]) -> Result<PathBuf> {
+    let tarball = dir.join(PINNED_FILE);
+    let mut uris: Vec<&str> = archives.iter().map(|archive| archive.uri.as_str()).collect();
+    uris.dedup();
+    for uri in pinned_uris(&uris) {
+        let mut get = Command::new(APT_HELPER);
+        get.args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2", "download-file"]);
+        get.arg(&uri).arg(&tarball).arg(format!("SHA256:{PINNED_SHA256}"));
+        let log = dir.join("pinned.log");
+        if progress::run(format!("get {PINNED_FILE}"), get, &log).is_ok() && tarball.exists() {
+            return Ok(tarball);
+        }
+    }
+    bail!("no archive of this machine has {PINNED_FILE}");
+}
+
+/// The distribution's own archives: of this machine's release, and of its security updates.
+fn archives_of(codename: &str, mut archives: Vec<Archive>) -> Vec<Archive> {
+    let security = format!("{codename}-security");
+    archives.retain(|archive| {
+        archive.suites.iter().any(|suite| *suite == codename || *suite == security)
+    });
+    archives
+}
+
+/// Where the pinned file could be.
+fn pinned_uris(archives: &[&str]) -> Vec<String> {
+    let at = |pool: &'static str| {
+        archives
+            .iter()
+            .map(move |uri| format!("{}/{pool}/{PINNED_FILE}", uri.trim_end_matches('/')))
+    };
+    POOLS.into_iter().flat_map(at).collect()
+}
+
+/// The newest release in the index of the distribution's sources.
+fn download_newest(dir: &Path, package: &str) -> Result<PathBuf> {
     let (id, codename) = os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
     let archive = archives()
         .into_iter()
@@ -201,6 +261,17 @@ mod tests {
                 archive("http://e", None, &["t"]),
             ]
         );
+    }
+
+    #[test]
+    fn the_pinned_release_is_looked_for_in_every_pool() {
+        let uris = pinned_uris(&["http://a/debian/", "http://b"]);
+        assert_eq!(uris.len(), 4);
+        assert_eq!(uris[0], format!("http://a/debian/pool/main/p/postgresql-17/{PINNED_FILE}"));
+        assert_eq!(uris[3], format!("http://b/pool/updates/main/p/postgresql-17/{PINNED_FILE}"));
+        let all = ["s", "s-security", "other"].map(|suite| archive(suite, None, &[suite]));
+        let ours = archives_of("s", all.to_vec());
+        assert_eq!(ours, all[..2]);
     }
 
     #[test]
