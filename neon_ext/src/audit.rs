@@ -64,7 +64,8 @@ fn compare_as_of(rel: RelTag, block: BlockNumber, page: &Page, lsn: Lsn) -> Resu
     let lsns = RequestLsns { request_lsn: at, not_modified_since: at };
     let mut theirs = OwnedPage::copy_of(&pg_types::page::ZERO_PAGE);
     let mut reads = [PageRead { block, lsns, page: &mut theirs.0 }];
-    page_client::get_pages(rel, &mut reads).map_err(|error| Difference::NoPage { at, error })?;
+    page_client::get_pages(rel, &mut reads, 0..0)
+        .map_err(|error| Difference::NoPage { at, error })?;
     let kind = audit::page_kind(rel.fork, page);
     let mut ours_masked = OwnedPage::copy_of(page);
     let mut theirs_masked = OwnedPage::copy_of(&theirs.0);

@@ -1,5 +1,6 @@
 //! What the compute's storage manager has done since the server started, in shared memory.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -45,10 +46,18 @@ pub enum Counter {
     LostVisibilityBits,
     /// Microseconds that writers were held back.
     ThrottledMicros,
+    /// Pages asked for ahead of need.
+    PrefetchRequests,
+    /// Pages read that had been asked for ahead of need.
+    PrefetchHits,
+    /// Pages to be asked for ahead of need that were here or under way already.
+    PrefetchDuplicates,
+    /// Pages asked for ahead of need that nobody read before they were out of date or their place was needed.
+    PrefetchWasted,
 }
 
 /// Every counter with its name in views, in the order of their declaration.
-const COUNTERS: [(Counter, &str); 18] = [
+const COUNTERS: [(Counter, &str); 22] = [
     (Counter::GetPageRequests, "getpage_sync_requests_total"),
     (Counter::ExistsRequests, "exists_requests_total"),
     (Counter::NblocksRequests, "nblocks_requests_total"),
@@ -67,6 +76,10 @@ const COUNTERS: [(Counter, &str); 18] = [
     (Counter::AuditedPages, "audited_pages_total"),
     (Counter::LostVisibilityBits, "audited_pages_without_visibility_bits_total"),
     (Counter::ThrottledMicros, "backpressure_throttling_us_total"),
+    (Counter::PrefetchRequests, "getpage_prefetch_requests_total"),
+    (Counter::PrefetchHits, "getpage_prefetch_hits_total"),
+    (Counter::PrefetchDuplicates, "getpage_prefetch_duplicates_total"),
+    (Counter::PrefetchWasted, "getpage_prefetch_discards_total"),
 ];
 
 /// Upper bounds of the histogram's buckets, in microseconds; the last bucket has none.
@@ -83,8 +96,23 @@ pub struct Counters {
     getpage_wait_micros: AtomicU64,
 }
 
+thread_local! {
+    /// What this process has added.
+    static OWN: [Cell<u64>; COUNTERS.len()] = const { [const { Cell::new(0) }; COUNTERS.len()] };
+}
+
+/// What this process has added to a counter.
+pub fn of_this_process(counter: Counter) -> u64 {
+    OWN.with(|own| own.get(counter as usize).map_or(0, Cell::get))
+}
+
 /// Adds to a counter; nothing happens where there is no shared memory.
 pub fn add(counter: Counter, amount: u64) {
+    OWN.with(|own| {
+        if let Some(own) = own.get(counter as usize) {
+            own.set(own.get().wrapping_add(amount));
+        }
+    });
     let value = shmem::fixed().and_then(|fixed| fixed.counters.values.get(counter as usize));
     if let Some(value) = value {
         value.fetch_add(amount, Ordering::Relaxed);

@@ -17,6 +17,19 @@ pub fn get(rel: RelTag, block: BlockNumber) -> Lsn {
     })
 }
 
+/// The position to send with a read of a page ahead of need: unless the page changes, [`get`] says the same later.
+pub fn get_stable(rel: RelTag, block: BlockNumber) -> Lsn {
+    ensure_floors();
+    let key = BlockKey::new(rel, block);
+    let partition = key.partition(LAST_WRITTEN_PARTITIONS);
+    let known = shmem::last_written_read(partition, |table, _| table.get(&key).map(Lsn));
+    known.unwrap_or_else(|| {
+        shmem::last_written_write(partition, |table, floor| {
+            last_written::get_stable(table, floor, key)
+        })
+    })
+}
+
 /// The position to send with a question for a fork's existence or size.
 pub fn get_metadata(rel: RelTag) -> Lsn {
     get(rel, METADATA_BLOCK)

@@ -63,6 +63,8 @@ pub fn run_with(built: &Built, options: &Options) -> Result<Tally> {
     let place = Place { neon: built.neon.clone(), install: built.compute.clone() };
     let cluster = step("start a system for the suite", || Cluster::start(place))?;
     let mut settings = parse_settings(&options.settings)?;
+    // Expected files are PostgreSQL's, which knows no storage but its own.
+    settings.push(("neon.explain_storage", "off"));
     if options.verify_pages {
         settings.push(("neon.audit_pages", "on"));
     }

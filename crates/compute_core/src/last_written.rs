@@ -12,7 +12,7 @@ use crate::fixed_map::{self, Table, TableMut, mix};
 pub const METADATA_BLOCK: BlockNumber = INVALID_BLOCK_NUMBER;
 
 /// A page, or with [`METADATA_BLOCK`] the size of a fork.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct BlockKey {
     spc_oid: u32,
@@ -53,6 +53,18 @@ pub type Entry = u64;
 /// The LSN to send with a read of `key`. `floor` is the partition's maximum over keys that left the table.
 pub fn get(table: Table<'_, BlockKey, Entry>, floor: Lsn, key: &BlockKey) -> Lsn {
     table.get(key).map_or(floor, Lsn)
+}
+
+/// The LSN to send with a read of `key`, which is remembered if it was a floor. The floor rises with everything that leaves
+/// the table, and a page that was asked for ahead of need would seem to be out of date at the next change of any
+/// other.
+pub fn get_stable(
+    table: &mut TableMut<'_, BlockKey, Entry>,
+    floor: &mut Lsn,
+    key: BlockKey,
+) -> Lsn {
+    let known = table.as_table().get(&key).map(Lsn);
+    known.unwrap_or_else(|| set(table, floor, key, *floor))
 }
 
 /// Records that what `key` stands for last changed at `lsn` or before. Never lowers what is known. Returns the

@@ -14,6 +14,7 @@ pub mod fixed_map;
 pub mod frame;
 pub mod handshake;
 pub mod last_written;
+pub mod readahead;
 pub mod relation_size;
 pub mod request_lsn;
 pub mod retry;

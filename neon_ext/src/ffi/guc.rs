@@ -17,6 +17,10 @@ static PROTOCOL_VERSION: GucSetting<i32> = GucSetting::<i32>::new(3);
 static MAX_RECONNECT_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(60);
 static RESPONSE_LOG_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static RESPONSE_DISCONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120_000);
+static ENABLE_PREFETCH: GucSetting<bool> = GucSetting::<bool>::new(true);
+static EXPLAIN_STORAGE: GucSetting<bool> = GucSetting::<bool>::new(true);
+static READAHEAD_BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(128);
+static READAHEAD_PULL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(50);
 static RELSIZE_HASH_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static LAST_WRITTEN_LSN_CACHE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(131_072);
 static MAX_CLUSTER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(-1);
@@ -42,6 +46,7 @@ pub fn define_redo() {
 pub fn define_compute() {
     define_identity();
     define_page_client();
+    define_readahead();
     define_caches();
     define_backpressure();
     reserve_prefix();
@@ -129,6 +134,45 @@ fn define_page_client() {
         &AUDIT_PAGES,
         GucContext::Suset,
         none,
+    );
+}
+
+fn define_readahead() {
+    GucRegistry::define_bool_guc(
+        c"neon.enable_prefetch",
+        c"Ask the page server for pages before they are needed.",
+        c"",
+        &ENABLE_PREFETCH,
+        GucContext::Userset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_bool_guc(
+        c"neon.explain_storage",
+        c"Show in EXPLAIN (ANALYZE, BUFFERS) what a statement read from storage.",
+        c"Off: the output is that of stock PostgreSQL.",
+        &EXPLAIN_STORAGE,
+        GucContext::Userset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"neon.readahead_buffer_size",
+        c"Pages that a process may have asked for ahead of need.",
+        c"Also bounds how far ahead of a sequential reader requests go: half of it.",
+        &READAHEAD_BUFFER_SIZE,
+        16,
+        1024,
+        GucContext::Userset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"neon.readahead_getpage_pull_timeout",
+        c"Time after which a busy process takes waiting answers of the page server off the socket; 0 means never.",
+        c"",
+        &READAHEAD_PULL_TIMEOUT,
+        0,
+        300_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
     );
 }
 
@@ -254,6 +298,26 @@ pub fn response_log_timeout() -> Duration {
 /// `neon.pageserver_response_disconnect_timeout`.
 pub fn response_disconnect_timeout() -> Duration {
     millis(&RESPONSE_DISCONNECT_TIMEOUT)
+}
+
+/// `neon.enable_prefetch`.
+pub fn enable_prefetch() -> bool {
+    ENABLE_PREFETCH.get()
+}
+
+/// `neon.explain_storage`.
+pub fn explain_storage() -> bool {
+    EXPLAIN_STORAGE.get()
+}
+
+/// `neon.readahead_buffer_size`.
+pub fn readahead_buffer_size() -> usize {
+    usize::try_from(READAHEAD_BUFFER_SIZE.get()).unwrap_or(0)
+}
+
+/// `neon.readahead_getpage_pull_timeout`, in milliseconds; 0 means never.
+pub fn pull_timeout_ms() -> i32 {
+    READAHEAD_PULL_TIMEOUT.get()
 }
 
 /// `neon.relsize_hash_size`.

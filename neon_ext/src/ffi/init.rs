@@ -6,7 +6,7 @@ use pg_types::{TenantId, TimelineId};
 use pgrx::pg_guard;
 use pgrx::pg_sys;
 
-use super::{guc, interrupts, process, report, shmem, smgr_table, utility};
+use super::{explain, guc, index_scan, interrupts, process, report, shmem, smgr_table, utility};
 use crate::spill;
 
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
@@ -71,6 +71,8 @@ fn install_compute() {
     }
     smgr_table::install();
     utility::install();
+    index_scan::install();
+    explain::install();
 }
 
 #[pg_guard]

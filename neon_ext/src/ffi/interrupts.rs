@@ -1,11 +1,12 @@
-//! Hooks of backpressure.
+//! Hooks of interrupt processing and of WAL insertion.
 #![expect(unsafe_code, reason = "sets hook variables of the server")]
 
 use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 use super::hooks::{self, ProcessInterruptsHook, XlogInsertHook};
-use crate::backpressure;
+use super::timer;
+use crate::{backpressure, page_client};
 
 static mut PREVIOUS_INTERRUPTS: ProcessInterruptsHook = None;
 static mut PREVIOUS_INSERT: XlogInsertHook = None;
@@ -27,6 +28,9 @@ unsafe extern "C-unwind" fn on_interrupts() -> bool {
     let previous = unsafe { PREVIOUS_INTERRUPTS };
     // SAFETY: a hook of the same type, called as the server would.
     let again = previous.is_some_and(|hook| unsafe { hook() });
+    if timer::take_due() {
+        page_client::attend();
+    }
     backpressure::on_interrupts() || again
 }
 

@@ -116,6 +116,8 @@ pub enum Interest {
     Read,
     /// Room to write, or a connection that is made or refused.
     Write,
+    /// Whichever comes first.
+    Both,
 }
 
 /// A socket together with the latch and the postmaster's death, for repeated waits.
@@ -165,6 +167,7 @@ impl SocketWaiter {
                 let events = match interest {
                     Interest::Read => pg_sys::WL_SOCKET_READABLE,
                     Interest::Write => pg_sys::WL_SOCKET_WRITEABLE,
+                    Interest::Both => pg_sys::WL_SOCKET_READABLE | pg_sys::WL_SOCKET_WRITEABLE,
                 };
                 let null = std::ptr::null_mut();
                 pg_sys::ModifyWaitEvent(self.set, self.socket_at, events, null);

@@ -1,8 +1,10 @@
 //! Everything that touches Postgres' memory or functions directly. See `README.md` in this folder.
 
+mod explain;
 pub mod feedback_map;
 pub mod guc;
 mod hooks;
+mod index_scan;
 mod init;
 mod interrupts;
 pub mod latch;
@@ -12,5 +14,6 @@ pub mod process;
 pub mod report;
 pub mod shmem;
 mod smgr_table;
+pub mod timer;
 mod utility;
 pub mod xlog;

@@ -15,6 +15,15 @@ pub fn is_walsender() -> bool {
     unsafe { pg_sys::am_walsender }
 }
 
+/// Whether this process has a main loop that called `InitializeTimeouts`: backends, autovacuum and background workers.
+/// Auxiliary processes, which read a page at most for an audit, have no timeouts.
+pub fn has_timeouts() -> bool {
+    // SAFETY: set when the process starts, and only by itself.
+    let kind = unsafe { pg_sys::MyBackendType };
+    use pg_sys::BackendType as Kind;
+    [Kind::B_BACKEND, Kind::B_AUTOVAC_WORKER, Kind::B_BG_WORKER].contains(&kind)
+}
+
 /// Whether this is an autovacuum worker.
 pub fn is_autovacuum_worker() -> bool {
     // SAFETY: set when the process starts, and only by itself.

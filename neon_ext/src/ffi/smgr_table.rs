@@ -165,13 +165,16 @@ unsafe extern "C-unwind" fn zero_extend(
     value(PageServerStorage.zero_extend(unsafe { rel(reln, fork) }, start..end));
 }
 
-/// Says that the read-ahead was started. Nothing is: readers of several blocks get them in one round trip anyway.
+#[pg_guard]
 unsafe extern "C-unwind" fn prefetch(
-    _reln: pg_sys::SMgrRelation,
-    _fork: i32,
-    _block: u32,
-    _nblocks: i32,
+    reln: pg_sys::SMgrRelation,
+    fork: i32,
+    block: u32,
+    nblocks: i32,
 ) -> bool {
+    let end = block.saturating_add(u32::try_from(nblocks).unwrap_or(0));
+    // SAFETY: a live relation.
+    PageServerStorage.prefetch(unsafe { rel(reln, fork) }, block..end);
     true
 }
 

@@ -85,14 +85,24 @@ fn next_request_id() -> u64 {
     u64::from(process::pid()) << 32 | u64::from(number)
 }
 
-/// An open page stream without unread responses.
+/// An open page stream. Requests go into a buffer of its own first, so that neither side ever waits for the other to
+/// read: whoever waits for the socket here sends and receives.
 pub struct Connection {
     // Dropped before the socket that it watches.
     waiter: SocketWaiter,
     socket: Socket,
     received: FrameBuffer,
+    unsent: Unsent,
     version: ProtocolVersion,
     connstring: String,
+}
+
+/// Bytes that the socket has not taken yet.
+#[derive(Default)]
+struct Unsent {
+    bytes: Vec<u8>,
+    start: usize,
+    requests: usize,
 }
 
 impl Connection {
@@ -105,7 +115,8 @@ impl Connection {
         let socket = connecting_socket(&info)?;
         let waiter = SocketWaiter::new(socket.as_raw_fd());
         let received = FrameBuffer::default();
-        let mut connection = Connection { waiter, socket, received, version, connstring };
+        let unsent = Unsent::default();
+        let mut connection = Connection { waiter, socket, received, unsent, version, connstring };
         let started = Instant::now();
         connection.wait(keeper, Interest::Write, WaitEvent::Connect, "connecting", started)?;
         let refused = connection.socket.take_error().and_then(|e| e.map_or(Ok(()), Err));
@@ -145,45 +156,71 @@ impl Connection {
         }
     }
 
-    /// Whether the stream leads to where `connstring` says and nothing arrived that was not asked for.
-    pub fn is_usable(&self, connstring: &str) -> bool {
-        self.connstring == connstring && self.received.is_empty()
+    /// Whether the stream leads to where `connstring` says.
+    pub fn leads_to(&self, connstring: &str) -> bool {
+        self.connstring == connstring
     }
 
-    /// Sends requests at once and hands over their responses in order. Request ids are filled in here, new ones for
-    /// each sending.
-    pub fn exchange(
-        &mut self,
-        keeper: &mut LatchKeeper,
-        requests: &mut [Request],
-        mut on_response: impl FnMut(usize, Payload<'_>),
-    ) -> Result<(), Lost> {
-        let mut out = Vec::with_capacity(requests.len() * (MAX_REQUEST_LEN + 5));
+    /// Puts a request, with an id of its own, into the buffer of what is to be sent.
+    pub fn queue(&mut self, request: &mut Request) {
+        if self.version == ProtocolVersion::V3 {
+            request.request_id = next_request_id();
+        }
         let mut body = Vec::with_capacity(MAX_REQUEST_LEN);
-        for request in requests.iter_mut() {
-            if self.version == ProtocolVersion::V3 {
-                request.request_id = next_request_id();
+        encode_request(self.version, request, &mut body);
+        frame::put(&mut self.unsent.bytes, b'd', &body);
+        self.unsent.requests += 1;
+    }
+
+    /// Requests that the socket has not been offered yet.
+    pub fn queued(&self) -> usize {
+        self.unsent.requests
+    }
+
+    /// Offers the socket what is queued; it may not take all. Does not wait.
+    pub fn flush(&mut self) -> Result<(), Lost> {
+        if self.unsent.requests > 0 {
+            self.unsent.requests = 0;
+            counters::add(Counter::Flushes, 1);
+        }
+        while let Some(bytes) = self.unsent.bytes.get(self.unsent.start..).filter(|b| !b.is_empty())
+        {
+            match self.socket.write(bytes) {
+                Ok(count) => self.unsent.start += count,
+                Err(error) if retry_later(&error) => return Ok(()),
+                Err(source) => {
+                    return Err(Lost::Io { doing: "could not send to the page server", source });
+                }
             }
-            body.clear();
-            encode_request(self.version, request, &mut body);
-            frame::put(&mut out, b'd', &body);
         }
-        self.send(keeper, &out)?;
-        counters::add(Counter::Flushes, 1);
-        for (index, request) in requests.iter().enumerate() {
-            self.await_message(keeper, request)?;
-            let message = self.received.next_frame()?;
-            let body = message.map(|message| message.body).unwrap_or_default();
-            on_response(index, decode_response(self.version, body, request)?);
-        }
+        self.unsent.bytes.clear();
+        self.unsent.start = 0;
         Ok(())
     }
 
-    /// Waits until a whole response is in the buffer, with a look at the clock (L011, L013).
-    fn await_message(&mut self, keeper: &mut LatchKeeper, request: &Request) -> Result<(), Lost> {
+    /// The next response if it is here: `request` is the oldest one without a response. Does not wait.
+    pub fn response(&mut self, request: &Request) -> Result<Option<Payload<'_>>, Lost> {
+        while !self.has_response()? {
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+        let message = self.received.next_frame()?;
+        let body = message.map(|message| message.body).unwrap_or_default();
+        Ok(Some(decode_response(self.version, body, request)?))
+    }
+
+    /// Waits until a whole response to `request` is in the buffer, with a look at the clock (L011, L013). What is
+    /// queued is sent meanwhile.
+    pub fn await_response(
+        &mut self,
+        keeper: &mut LatchKeeper,
+        request: &Request,
+    ) -> Result<(), Lost> {
         let started = Instant::now();
         let mut stall = Stall::new(guc::response_log_timeout(), guc::response_disconnect_timeout());
         let mut logged = false;
+        self.flush()?;
         while !self.has_response()? {
             if self.fill()? {
                 continue;
@@ -191,7 +228,10 @@ impl Connection {
             let waited = started.elapsed();
             match stall.judge(waited) {
                 Verdict::WaitFor(time) => {
-                    self.waiter.wait(keeper, Interest::Read, time, WaitEvent::Response);
+                    let interest =
+                        if self.unsent.bytes.is_empty() { Interest::Read } else { Interest::Both };
+                    self.waiter.wait(keeper, interest, time, WaitEvent::Response);
+                    self.flush()?;
                 }
                 Verdict::Log => {
                     if !logged {

@@ -1,45 +1,42 @@
-//! Questions to the page server, with the patience that they deserve.
+//! Questions to the page server, with the patience that they deserve, and pages asked for ahead of need.
 //!
-//! Each process has its own connection, opened at the first question. While a question is under way the connection
-//! is taken out of its place; it is put back only when all responses have been read. If an error unwinds through
-//! here, a cancel request for one, the connection is dropped with its unread responses, and the next question opens
+//! Each process has its own connection, opened at the first question. While a question is under way the client is
+//! taken out of its place; it is put back when the question is answered. If an error unwinds through here, a cancel
+//! request for one, the client is dropped with its connection and all it had asked ahead, and the next question makes
 //! another. The same holds for a FATAL exit, which does not unwind: the exit callbacks find the place empty.
 
+mod client;
 mod connection;
+mod lease;
 
-use std::cell::Cell;
-use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::time::Instant;
 
+use compute_core::readahead::{Answer, Found, Outcome, Ticket};
 use compute_core::request_lsn::{self, RequestLsns};
 use compute_core::retry::{AfterFailure, Attempts};
-use page_protocol::{Payload, Request, RequestKind};
+use page_protocol::{Request, RequestKind};
 use pg_types::page::Page;
 use pg_types::{BlockNumber, Lsn, Oid, RelTag};
 
-use self::connection::{Connection, Lost};
+use self::client::Client;
+use self::connection::Lost;
+use self::lease::Lease;
 use crate::counters::{self, Counter};
-use crate::ffi::guc;
 use crate::ffi::latch::{self, LatchKeeper, WaitEvent};
-use crate::ffi::{report, xlog};
+use crate::ffi::{guc, report, xlog};
 
 /// The page server answered that it cannot answer.
 #[derive(Debug, thiserror::Error)]
 #[error("page server: {0}")]
 pub struct Error(pub String);
 
-thread_local! {
-    /// Not dropped when the process ends: Postgres' functions must not be called any more then, and the kernel closes
-    /// the socket.
-    static CONNECTION: Cell<Option<ManuallyDrop<Box<Connection>>>> = const { Cell::new(None) };
-}
-
 /// Whether a fork exists.
 pub fn exists(rel: RelTag, last_written: Lsn) -> Result<bool, Error> {
     counters::add(Counter::ExistsRequests, 1);
     match one(RequestKind::Exists(rel), current(last_written))? {
         Answer::Exists(exists) => Ok(exists),
-        other => Err(misplaced(other)),
+        other => Err(misplaced(&other)),
     }
 }
 
@@ -48,7 +45,7 @@ pub fn nblocks(rel: RelTag, last_written: Lsn) -> Result<BlockNumber, Error> {
     counters::add(Counter::NblocksRequests, 1);
     match one(RequestKind::Nblocks(rel), current(last_written))? {
         Answer::Number(blocks) => BlockNumber::try_from(blocks).map_err(|_| too_big(blocks)),
-        other => Err(misplaced(other)),
+        other => Err(misplaced(&other)),
     }
 }
 
@@ -57,7 +54,7 @@ pub fn db_size(db_oid: Oid, last_written: Lsn) -> Result<i64, Error> {
     counters::add(Counter::DbSizeRequests, 1);
     match one(RequestKind::DbSize(db_oid), current(last_written))? {
         Answer::Number(bytes) => Ok(bytes),
-        other => Err(misplaced(other)),
+        other => Err(misplaced(&other)),
     }
 }
 
@@ -71,26 +68,121 @@ pub struct PageRead<'a> {
     pub page: &'a mut Page,
 }
 
-/// Reads pages of one fork: all requests are sent at once, then the responses are awaited.
-pub fn get_pages(rel: RelTag, reads: &mut [PageRead<'_>]) -> Result<(), Error> {
+/// Takes a page that was asked for ahead of need and is here. `None` when there is none that may be used; otherwise
+/// whether the local file cache has it as well.
+pub fn take_here(
+    rel: RelTag,
+    block: BlockNumber,
+    lsns: RequestLsns,
+    page: &mut Page,
+) -> Option<bool> {
+    let mut lease = Lease::of_existing()?;
+    let client = lease.client();
+    let taken = match client.find(rel, block, lsns.not_modified_since) {
+        Found::Here(ticket) => match client.ring.take(ticket) {
+            Outcome::Answered(Answer::Page(bytes), cached) => {
+                page.copy_from_slice(bytes.as_slice());
+                counters::add(Counter::PrefetchHits, 1);
+                Some(cached)
+            }
+            _ => None,
+        },
+        Found::UnderWay(_) | Found::Nothing => None,
+    };
+    lease.put_back();
+    taken
+}
+
+/// Reads pages of one fork. All requests are sent at once, those for `ahead` behind them, then the answers are awaited.
+/// Returns the first block of `ahead` that there was no room for.
+pub fn get_pages(
+    rel: RelTag,
+    reads: &mut [PageRead<'_>],
+    ahead: Range<BlockNumber>,
+) -> Result<Option<BlockNumber>, Error> {
     if reads.is_empty() {
-        return Ok(());
+        return Ok(prefetch(rel, ahead));
     }
-    counters::add(Counter::GetPageRequests, reads.len() as u64);
     let started = Instant::now();
-    let mut requests: Vec<Request> = reads
+    let mut lease = Lease::take();
+    let mut wanted: Vec<Wanted> = reads
         .iter()
-        .map(|read| request(RequestKind::GetPage(rel, read.block), read.lsns))
+        .map(|read| {
+            let request = request(RequestKind::GetPage(rel, read.block), read.lsns);
+            let ticket = find_under_way(lease.client(), rel, read);
+            Wanted { request, ticket, done: false }
+        })
         .collect();
-    exchange(&mut requests, |index, payload| match (payload, reads.get_mut(index)) {
-        (Payload::Page(page), Some(read)) => {
-            read.page.copy_from_slice(page);
-            Ok(())
+    let found = wanted.iter().filter(|wanted| wanted.ticket.is_some()).count() as u64;
+    counters::add(Counter::PrefetchHits, found);
+    counters::add(Counter::GetPageRequests, wanted.len() as u64 - found);
+    let mut skipped = None;
+    exchange(lease, &mut wanted, Some((rel, ahead, &mut skipped)), |index, answer| {
+        match (answer, reads.get_mut(index)) {
+            (Answer::Page(bytes), Some(read)) => {
+                read.page.copy_from_slice(bytes.as_slice());
+                Ok(())
+            }
+            (other, _) => Err(misplaced(&other)),
         }
-        (other, _) => Err(misplaced(Answer::from(other))),
     })?;
     counters::observe_getpage_wait(started.elapsed());
-    Ok(())
+    Ok(skipped)
+}
+
+/// A page at an exact position is not what was asked for ahead of need.
+fn find_under_way(client: &mut Client, rel: RelTag, read: &PageRead<'_>) -> Option<Ticket> {
+    if read.lsns.request_lsn != Lsn::MAX {
+        return None;
+    }
+    match client.find(rel, read.block, read.lsns.not_modified_since) {
+        Found::Here(ticket) | Found::UnderWay(ticket) => {
+            client.ring.await_ticket(ticket);
+            Some(ticket)
+        }
+        Found::Nothing => None,
+    }
+}
+
+/// Asks for blocks of a fork ahead of need. Returns the first block that there was no room for. Never waits for an answer,
+/// and never fails: whoever needs a page asks for it again.
+pub fn prefetch(rel: RelTag, blocks: impl IntoIterator<Item = BlockNumber>) -> Option<BlockNumber> {
+    let mut blocks = blocks.into_iter().peekable();
+    blocks.peek()?;
+    let mut lease = Lease::take();
+    let mut keeper = LatchKeeper::default();
+    let client = lease.client();
+    let outcome = client
+        .connect(&mut keeper)
+        .and_then(|()| client.absorb())
+        .and_then(|()| client.ask_ahead(rel, blocks));
+    let skipped = outcome.unwrap_or_else(|lost| {
+        // Said once: who needs a page has the patience to try again, and says so.
+        report::log(&format!("lost the page server while asking ahead: {lost}"));
+        counters::add(Counter::Disconnects, 1);
+        client.drop_connection();
+        None
+    });
+    lease.put_back();
+    skipped
+}
+
+/// Sends what is queued and takes in what has come. Called from interrupt processing while something is under way, so
+/// that a process that does something else meanwhile does not keep the page server waiting.
+pub fn attend() {
+    let Some(mut lease) = Lease::of_existing() else { return };
+    let client = lease.client();
+    if let Err(lost) = client.flush().and_then(|()| client.absorb()) {
+        report::log(&format!("lost the page server: {lost}"));
+        counters::add(Counter::Disconnects, 1);
+        client.drop_connection();
+    }
+    lease.put_back();
+}
+
+/// Offers a page that came ahead of need to all processes (L007). Whether they can have it.
+fn share(_rel: RelTag, _block: BlockNumber, _page: &Page, _not_modified_since: Lsn) -> bool {
+    false
 }
 
 /// Positions for the newest version of something last written at `last_written`.
@@ -98,32 +190,12 @@ pub fn current(last_written: Lsn) -> RequestLsns {
     request_lsn::for_primary(last_written)
 }
 
-/// A payload without borrowed bytes.
-#[derive(Debug)]
-enum Answer {
-    Exists(bool),
-    Number(i64),
-    Other(&'static str),
-}
-
-impl From<Payload<'_>> for Answer {
-    fn from(payload: Payload<'_>) -> Answer {
-        match payload {
-            Payload::Exists(exists) => Answer::Exists(exists),
-            Payload::Nblocks(blocks) => Answer::Number(blocks.into()),
-            Payload::DbSize(bytes) => Answer::Number(bytes),
-            Payload::Page(_) => Answer::Other("a page"),
-            Payload::SlruSegment(_) => Answer::Other("an SLRU segment"),
-            Payload::Error(_) => Answer::Other("an error"),
-        }
-    }
-}
-
-fn misplaced(answer: Answer) -> Error {
+fn misplaced(answer: &Answer<Box<Page>>) -> Error {
     let what = match answer {
         Answer::Exists(_) => "whether a fork exists",
         Answer::Number(_) => "a number",
-        Answer::Other(what) => what,
+        Answer::Page(_) => "a page",
+        Answer::Error(text) => text,
     };
     Error(format!("response of an unexpected kind: {what}"))
 }
@@ -137,74 +209,106 @@ fn request(kind: RequestKind, lsns: RequestLsns) -> Request {
     Request { request_id: 0, request_lsn, not_modified_since, kind }
 }
 
-fn one(kind: RequestKind, lsns: RequestLsns) -> Result<Answer, Error> {
-    let mut answer = Answer::Other("nothing");
-    exchange(&mut [request(kind, lsns)], |_, payload| {
-        answer = Answer::from(payload);
+fn one(kind: RequestKind, lsns: RequestLsns) -> Result<Answer<Box<Page>>, Error> {
+    let mut result = Answer::Error("nothing".to_owned());
+    let mut wanted = [Wanted { request: request(kind, lsns), ticket: None, done: false }];
+    exchange(Lease::take(), &mut wanted, None, |_, answer| {
+        result = answer;
         Ok(())
     })?;
-    Ok(answer)
+    Ok(result)
 }
 
-/// Sends requests and hands each response to `sink`, in order. Reconnects and asks again for what is missing as often
-/// as `neon.max_reconnect_attempts` says; after that the process ends (L015). An error that the page server answers
-/// is returned once all responses are in.
+/// A request that somebody waits for.
+struct Wanted {
+    request: Request,
+    /// Its place in the ring, once it was asked.
+    ticket: Option<Ticket>,
+    done: bool,
+}
+
+/// Pages to ask for behind the awaited ones, and where to say what there was no room for.
+type AheadOf<'a> = (RelTag, Range<BlockNumber>, &'a mut Option<BlockNumber>);
+
+/// Sees to it that all requests are answered, and hands each answer to `sink`. Reconnects and asks again for what is
+/// missing as often as `neon.max_reconnect_attempts` says; after that the process ends (L015). An error that the page
+/// server answers is returned once all answers are in.
 fn exchange(
-    requests: &mut [Request],
-    mut sink: impl FnMut(usize, Payload<'_>) -> Result<(), Error>,
+    mut lease: Lease,
+    wanted: &mut [Wanted],
+    mut ahead: Option<AheadOf<'_>>,
+    mut sink: impl FnMut(usize, Answer<Box<Page>>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let newest = requests.iter().map(|r| r.not_modified_since).max().unwrap_or_default();
+    let newest = wanted.iter().map(|w| w.request.not_modified_since).max().unwrap_or_default();
     xlog::flush(newest);
     let mut keeper = LatchKeeper::default();
     let mut attempts = Attempts::default();
-    let mut done = 0;
     let mut failure = None;
-    let mut connection = CONNECTION.take().map(ManuallyDrop::into_inner);
-    while let Some(missing) = requests.get_mut(done..).filter(|missing| !missing.is_empty()) {
-        let base = done;
-        let outcome = attempt(&mut connection, &mut keeper, missing, |index, payload| {
-            attempts.success();
-            done = base + index + 1;
-            let result = match payload {
-                Payload::Error(text) => {
-                    counters::add(Counter::ErrorResponses, 1);
-                    Err(Error(text.into_owned()))
+    loop {
+        let outcome =
+            attempt(lease.client(), &mut keeper, wanted, ahead.take(), |index, answer| {
+                attempts.success();
+                let result = match answer {
+                    Answer::Error(text) => Err(Error(text)),
+                    answer => sink(index, answer),
+                };
+                if let Err(error) = result {
+                    failure.get_or_insert(error);
                 }
-                payload => sink(base + index, payload),
-            };
-            if let Err(error) = result {
-                failure.get_or_insert(error);
+            });
+        match outcome {
+            Ok(()) => break,
+            Err(lost) => {
+                lease.client().drop_connection();
+                counters::add(Counter::Disconnects, 1);
+                pause_or_give_up(&mut keeper, &mut attempts, &lost);
             }
-        });
-        if let Err(lost) = outcome {
-            connection = None;
-            counters::add(Counter::Disconnects, 1);
-            pause_or_give_up(&mut keeper, &mut attempts, &lost);
         }
     }
-    CONNECTION.set(connection.map(ManuallyDrop::new));
+    lease.put_back();
     failure.map_or(Ok(()), Err)
 }
 
 fn attempt(
-    connection: &mut Option<Box<Connection>>,
+    client: &mut Client,
     keeper: &mut LatchKeeper,
-    requests: &mut [Request],
-    on_response: impl FnMut(usize, Payload<'_>),
+    wanted: &mut [Wanted],
+    ahead: Option<AheadOf<'_>>,
+    mut on_answer: impl FnMut(usize, Answer<Box<Page>>),
 ) -> Result<(), Lost> {
-    // A connection to where the page server was is of no use.
-    if connection.as_ref().is_some_and(|c| !c.is_usable(&guc::connstring())) {
-        *connection = None;
-    }
-    let connection = match connection {
-        Some(open) => open,
-        closed => {
-            let new = Connection::open(keeper)?;
-            counters::add(Counter::Connects, 1);
-            closed.insert(Box::new(new))
+    for (index, one) in wanted.iter_mut().enumerate().filter(|(_, one)| !one.done) {
+        match one.ticket.map(|ticket| client.ring.take(ticket)) {
+            Some(Outcome::Answered(answer, _)) => {
+                one.done = true;
+                on_answer(index, answer);
+            }
+            Some(Outcome::UnderWay) => {}
+            Some(Outcome::Lost) | None => one.ticket = Some(client.ask(keeper, one.request)?),
         }
-    };
-    connection.exchange(keeper, requests, on_response)
+    }
+    if let Some((rel, blocks, skipped)) = ahead
+        && !blocks.is_empty()
+    {
+        client.connect(keeper)?;
+        *skipped = client.ask_ahead(rel, blocks)?;
+    }
+    client.flush()?;
+    for (index, one) in wanted.iter_mut().enumerate().filter(|(_, one)| !one.done) {
+        let Some(ticket) = one.ticket else { continue };
+        loop {
+            match client.ring.take(ticket) {
+                Outcome::Answered(answer, _) => {
+                    one.done = true;
+                    on_answer(index, answer);
+                    break;
+                }
+                Outcome::UnderWay => client.receive(keeper)?,
+                // The connection was given up for another one in between.
+                Outcome::Lost => return Err(Lost::Closed),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn pause_or_give_up(keeper: &mut LatchKeeper, attempts: &mut Attempts, lost: &Lost) {

@@ -73,6 +73,9 @@ pub trait StorageManager {
     /// Adds blocks of zeros.
     fn zero_extend(&self, rel: RelTag, blocks: Range<u64>) -> Result<(), Error>;
 
+    /// Consecutive blocks will be read soon.
+    fn prefetch(&self, rel: RelTag, blocks: Range<BlockNumber>);
+
     /// Reads consecutive blocks.
     fn read(&self, rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> Result<(), Error>;
 

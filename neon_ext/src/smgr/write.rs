@@ -109,6 +109,10 @@ impl StorageManager for PageServerStorage {
         Self::extend_by_zeros(rel, blocks)
     }
 
+    fn prefetch(&self, rel: RelTag, blocks: std::ops::Range<BlockNumber>) {
+        Self::prefetch_blocks(rel, blocks);
+    }
+
     fn read(&self, rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> Result<(), Error> {
         Self::read_blocks(rel, first, pages)
     }

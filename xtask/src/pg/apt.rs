@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::progress;
+use super::{MAJOR, progress};
 
 /// The Debian suite that carries the wanted major version; older and newer machines find it beside their own.
 const DEBIAN_SUITE: &str = "trixie";
@@ -33,17 +33,17 @@ struct Archive {
     suites: Vec<String>,
 }
 
-/// Downloads the upstream source of a package into `dir`, and returns the tarball.
+/// Downloads PostgreSQL's source into `dir`, and returns the tarball.
 ///
 /// First the pinned release, so that machines build the same; archives drop old releases, so then the newest one
 /// that the archive's index names. Either alone has failed: an index can be ahead of the files of its archive.
-pub fn download(dir: &Path, package: &str) -> Result<PathBuf> {
+pub fn download_postgres(dir: &Path) -> Result<PathBuf> {
     let (_, codename) = os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
     match download_pinned(dir, &archives_of(&codename, archives())) {
         Ok(tarball) => Ok(tarball),
         Err(error) => {
             eprintln!("    {error:#}; looking for the newest release instead");
-            download_newest(dir, package)
+            download(dir, &format!("postgresql-{MAJOR}"))
         }
     }
 }
@@ -84,8 +84,9 @@ fn pinned_uris(archives: &[&str]) -> Vec<String> {
     POOLS.into_iter().flat_map(at).collect()
 }
 
-/// The newest release in the index of the distribution's sources.
-fn download_newest(dir: &Path, package: &str) -> Result<PathBuf> {
+/// Downloads a source package, the newest that the index of the distribution's sources names, into `dir`, and returns the
+/// tarball with the upstream source.
+pub fn download(dir: &Path, package: &str) -> Result<PathBuf> {
     let (id, codename) = os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
     let archive = archives()
         .into_iter()

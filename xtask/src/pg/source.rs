@@ -65,9 +65,7 @@ pub fn find(cache: &Path, given: Option<&Path>) -> Result<Source> {
         fs::remove_dir_all(&dir).with_context(|| format!("could not remove {}", dir.display()))?;
     }
     fs::create_dir_all(&dir).with_context(|| format!("could not create {}", dir.display()))?;
-    let tarball = apt::check()
-        .and_then(|()| apt::download(&dir, &format!("postgresql-{MAJOR}")))
-        .with_context(|| {
+    let tarball = apt::check().and_then(|()| apt::download_postgres(&dir)).with_context(|| {
         format!(
             "could not get the source package postgresql-{MAJOR} (is there a network?); \
              with a tarball of PostgreSQL {MAJOR}.{FIRST_MINOR} or later at hand, run \

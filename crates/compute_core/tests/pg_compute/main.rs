@@ -10,3 +10,4 @@ mod backpressure;
 mod compute;
 mod page_client;
 mod page_service;
+mod readahead;

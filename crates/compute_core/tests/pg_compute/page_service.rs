@@ -6,8 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use compute_core::frame::{FrameBuffer, put};
 use compute_core::route;
@@ -38,6 +38,8 @@ struct Shared {
     behaviour: Mutex<Behaviour>,
     changed: Condvar,
     requests: Mutex<Vec<Request>>,
+    /// Time that each response is on its way; later ones do not wait for it.
+    latency: Mutex<Duration>,
     connections: Mutex<Vec<TcpStream>>,
     closed: AtomicBool,
 }
@@ -58,6 +60,7 @@ impl PageService {
             behaviour: Mutex::new(Behaviour::Serve),
             changed: Condvar::new(),
             requests: Mutex::default(),
+            latency: Mutex::default(),
             connections: Mutex::default(),
             closed: AtomicBool::new(false),
         });
@@ -88,6 +91,11 @@ impl PageService {
         self.shared.changed.notify_all();
     }
 
+    /// Has each response take this long to arrive, without sending fewer of them.
+    pub fn add_latency(&self, latency: Duration) {
+        *self.shared.latency.lock().expect("not poisoned") = latency;
+    }
+
     /// Requests received so far.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().expect("not poisoned").clone()
@@ -114,6 +122,18 @@ struct Session<'a> {
     shared: &'a Shared,
     stream: TcpStream,
     received: FrameBuffer,
+    /// Responses with the time at which they arrive.
+    out: mpsc::Sender<(Instant, Vec<u8>)>,
+}
+
+/// Sends each response when its time has come.
+fn deliver(mut stream: TcpStream, responses: &mpsc::Receiver<(Instant, Vec<u8>)>) {
+    for (due, bytes) in responses {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if stream.write_all(&bytes).is_err() {
+            return;
+        }
+    }
 }
 
 impl Session<'_> {
@@ -127,7 +147,11 @@ impl Session<'_> {
         put(&mut hello, b'S', b"server_version\x00test\0");
         put(&mut hello, b'Z', b"I");
         stream.write_all(&hello)?;
-        let mut session = Session { shared, stream, received: FrameBuffer::default() };
+        let (out, responses) = mpsc::channel();
+        let copy = stream.try_clone()?;
+        stream.set_nodelay(true)?;
+        std::thread::spawn(move || deliver(copy, &responses));
+        let mut session = Session { shared, stream, received: FrameBuffer::default(), out };
         let (tag, query) = session.message()?;
         assert_eq!(tag, b'Q');
         assert!(query.starts_with(b"pagestream_v3 "), "{query:?}");
@@ -177,7 +201,8 @@ impl Session<'_> {
         encode_response(version, &request, &payload, &mut body);
         let mut out = Vec::new();
         put(&mut out, b'd', &body);
-        self.stream.write_all(&out)
+        let latency = *self.shared.latency.lock().expect("not poisoned");
+        self.out.send((Instant::now() + latency, out)).map_err(io::Error::other)
     }
 
     /// Waits while it is to stall. Only pages are treated badly, so that a server can start.
