@@ -4,6 +4,7 @@ mod audit;
 mod backpressure;
 mod counters;
 mod ffi;
+mod file_cache;
 mod last_written_lsn;
 mod page_client;
 mod relation_size;

@@ -25,7 +25,7 @@ pub fn reset() -> io::Result<()> {
 }
 
 /// Whether the fork has spilled pages.
-fn has_file(rel: RelTag) -> bool {
+pub fn has_file(rel: RelTag) -> bool {
     let any = shmem::fixed().is_some_and(|fixed| fixed.spilled_forks.load(Ordering::Acquire) > 0);
     any && shmem::spilled_read(|spilled| core::has_file(spilled, rel))
 }

@@ -10,6 +10,7 @@ pub mod backpressure;
 pub mod conninfo;
 pub mod eviction;
 pub mod feedback;
+pub mod file_cache;
 pub mod fixed_map;
 pub mod frame;
 pub mod handshake;

@@ -44,6 +44,7 @@ pub fn define_compute() {
     define_page_client();
     define_caches();
     define_backpressure();
+    super::guc_file_cache::define();
     reserve_prefix();
 }
 

@@ -6,8 +6,10 @@ use pg_types::{TenantId, TimelineId};
 use pgrx::pg_guard;
 use pgrx::pg_sys;
 
-use super::{guc, interrupts, process, report, shmem, smgr_table, utility};
-use crate::spill;
+use super::{
+    file_cache, file_cache_worker, guc, interrupts, process, report, shmem, smgr_table, utility,
+};
+use crate::{file_cache as cache, spill};
 
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
@@ -71,6 +73,7 @@ fn install_compute() {
     }
     smgr_table::install();
     utility::install();
+    file_cache_worker::register();
 }
 
 #[pg_guard]
@@ -82,6 +85,7 @@ unsafe extern "C-unwind" fn request_shmem() {
         }
     }
     shmem::request();
+    file_cache::request();
 }
 
 #[pg_guard]
@@ -94,6 +98,8 @@ unsafe extern "C-unwind" fn startup_shmem() {
     }
     check_server();
     shmem::startup();
+    file_cache::startup();
+    cache::start();
     if let Err(error) = spill::reset() {
         report::fatal(&format!("could not make an empty directory for spill files: {error}"));
     }
