@@ -5,6 +5,7 @@ mod backpressure;
 mod counters;
 mod ffi;
 mod file_cache;
+mod histogram;
 mod last_written_lsn;
 mod page_client;
 mod relation_size;

@@ -20,3 +20,4 @@ pub mod request_lsn;
 pub mod retry;
 pub mod route;
 pub mod spill;
+pub mod working_set;

@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "turns addresses in shared memory into references under locks")]
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use compute_core::file_cache::{
     Chunk, ChunkKey, Geometry, PARTITIONS_MAX, Partition, PartitionHeader, PartitionView, SlotState,
 };
 use compute_core::fixed_map::{self, Node};
+use compute_core::working_set::{self, WorkingSet};
 use pgrx::pg_sys;
 
 use super::guc_file_cache as guc;
@@ -31,8 +32,17 @@ pub struct Fixed {
     pub limit: AtomicU64,
     /// What has happened.
     pub stats: Stats,
+    /// For [`WorkingSet`].
+    working_set: [AtomicU32; working_set::WORDS],
     waiting_rooms: [pg_sys::ConditionVariable; WAITING_ROOMS],
     partitions: [PartitionHeader; PARTITIONS_MAX],
+}
+
+impl Fixed {
+    /// The estimate of the working set.
+    pub fn working_set(&self) -> WorkingSet<'_> {
+        WorkingSet::new(&self.working_set)
+    }
 }
 
 /// Where the parts of partition 0 are in the block; those of the others follow at equal distances.

@@ -12,6 +12,7 @@ use crate::ffi::report;
 /// Opens the file, in the postmaster. A cache without a file is off.
 pub fn start() {
     let Some((fixed, geometry)) = memory::attached() else { return };
+    super::stats::start_clock();
     match io::open() {
         Ok(()) => switch_on(fixed, geometry, geometry.chunks_of(guc::size_limit())),
         Err(error) => report::log(&format!(

@@ -5,7 +5,7 @@ mod io;
 mod limit;
 mod stats;
 
-use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use compute_core::file_cache::{Begin, BlockSet, ChunkKey, ChunkSpan, Found, Geometry};
 use compute_core::request_lsn::wait_position;
@@ -13,7 +13,7 @@ use pg_types::page::Page;
 use pg_types::{BlockNumber, ForkNumber, Lsn, Oid, RelTag};
 
 pub use self::limit::{apply_limit, start};
-pub use self::stats::Stats;
+pub use self::stats::{Stats, lines, overview, pages, reset_working_set, working_set_size};
 
 use self::limit::turn_off;
 use self::stats::add;
@@ -29,7 +29,9 @@ const READ_ATTEMPTS: usize = 8;
 pub fn read(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> BlockSet {
     let mut hits = BlockSet::EMPTY;
     let Some((fixed, geometry)) = memory::attached() else { return hits };
+    let started = Instant::now();
     let wanted = u32::try_from(pages.len()).unwrap_or(u32::MAX).min(BlockSet::CAPACITY);
+    stats::note_used(fixed, rel, first..first.saturating_add(wanted));
     let mut rest = pages;
     let mut done = 0;
     for span in geometry.spans(rel, first..first.saturating_add(wanted)) {
@@ -40,6 +42,9 @@ pub fn read(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> BlockSe
             hits = hits.or(BlockSet::one(done + block - span.first));
         }
         done += span.count;
+    }
+    if !hits.is_empty() {
+        fixed.stats.read_wait.observe(started.elapsed());
     }
     add(&fixed.stats.hits, hits.len().into());
     add(&fixed.stats.misses, (wanted - hits.len()).into());
@@ -133,13 +138,15 @@ fn store(
     fixed: &Fixed,
     geometry: Geometry,
     pending: Pending,
-    begun: (u32, bool),
+    begun: (u32, u32),
     page: &Page,
 ) -> bool {
-    let (slot, evicted) = begun;
+    let (slot, evicted_pages) = begun;
+    let started = Instant::now();
     let result = io::write(geometry.offset(pending.partition, slot, pending.block), page);
     pending.finish(result.is_ok());
-    add(&fixed.stats.evictions, evicted.into());
+    fixed.stats.write_wait.observe(started.elapsed());
+    add(&fixed.stats.evicted_pages, evicted_pages.into());
     match result {
         Ok(()) => {
             add(&fixed.stats.writes, 1);
@@ -156,6 +163,7 @@ fn store(
 /// the buffer and has set the page's last-written LSN, if it has one. If the page cannot be stored, no older one is left.
 pub fn write(rel: RelTag, block: BlockNumber, page: &Page) {
     let Some((fixed, geometry)) = memory::attached() else { return };
+    stats::note_used(fixed, rel, block..block.saturating_add(1));
     let (key, at) = geometry.locate(rel, block);
     let partition = geometry.partition(&key);
     let begin = || memory::exclusive(partition, |chunks| chunks.begin_write(&key, at));
@@ -170,9 +178,9 @@ pub fn write(rel: RelTag, block: BlockNumber, page: &Page) {
             queued.sleep();
         }
     }
-    if let Begin::Go { slot, evicted } = begun {
+    if let Begin::Go { slot, evicted_pages } = begun {
         let pending = Pending { partition, key, block: at, stored: false };
-        store(fixed, geometry, pending, (slot, evicted), page);
+        store(fixed, geometry, pending, (slot, evicted_pages), page);
     }
 }
 
@@ -186,12 +194,12 @@ pub fn fill(rel: RelTag, block: BlockNumber, page: &Page, not_modified_since: Ls
     let (key, at) = geometry.locate(rel, block);
     let partition = geometry.partition(&key);
     let begun = memory::exclusive(partition, |chunks| chunks.begin_fill(&key, at));
-    let Begin::Go { slot, evicted } = begun else { return false };
+    let Begin::Go { slot, evicted_pages } = begun else { return false };
     let pending = Pending { partition, key, block: at, stored: false };
     if wait_position(last_written_lsn::get(rel, block)) > not_modified_since {
         return false;
     }
-    store(fixed, geometry, pending, (slot, evicted), page)
+    store(fixed, geometry, pending, (slot, evicted_pages), page)
 }
 
 /// [`fill`] for a page that a read-ahead brought, if such pages are to be kept.
@@ -247,10 +255,4 @@ pub fn forget(rel: RelTag, blocks: Option<BlockNumber>) {
 pub fn forget_database(db_oid: Oid) {
     let Some((_, geometry)) = memory::attached() else { return };
     invalidate_where(geometry, |key| key.db_oid == db_oid);
-}
-
-/// Whether pages are kept at all.
-#[expect(dead_code, reason = "views will show it")]
-pub fn is_on() -> bool {
-    memory::attached().is_some_and(|(fixed, _)| fixed.is_on.load(Ordering::Acquire))
 }

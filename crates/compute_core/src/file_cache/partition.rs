@@ -49,8 +49,8 @@ pub enum Begin {
     Go {
         /// Where to write.
         slot: u32,
-        /// Whether another chunk had to go.
-        evicted: bool,
+        /// Pages of another chunk that had to go.
+        evicted_pages: u32,
     },
     /// Somebody else is writing the block. Its finish will say that there is somebody to wake.
     Wait,
@@ -177,7 +177,7 @@ impl<'a> Partition<'a> {
             state.change();
         }
         chunk.begin(block);
-        Begin::Go { slot, evicted: false }
+        Begin::Go { slot, evicted_pages: 0 }
     }
 
     /// Wants to write a block that came from the page server, unless there is one already.
@@ -195,11 +195,12 @@ impl<'a> Partition<'a> {
         if limit == 0 || self.table.as_table().len() > limit {
             return Begin::NoRoom;
         }
-        let mut evicted = false;
+        let mut evicted_pages = 0;
         if self.table.as_table().len() == limit {
             let Some(victim) = self.victim() else { return Begin::NoRoom };
+            let gone = self.table.as_table().get(&victim);
+            evicted_pages = gone.map_or(0, |chunk| chunk.available().len());
             self.remove(&victim);
-            evicted = true;
         }
         let mut chunk = Chunk::default();
         chunk.begin(block);
@@ -210,7 +211,7 @@ impl<'a> Partition<'a> {
         if let Some(state) = self.slot_state(slot) {
             state.reset_uses();
         }
-        Begin::Go { slot, evicted }
+        Begin::Go { slot, evicted_pages }
     }
 
     /// Ends what a [`Begin::Go`] began; `stored` says whether the page is in the file now. Returns whether somebody waits
@@ -362,11 +363,12 @@ mod tests {
     }
 
     fn store(owned: &mut Owned, chunk: u32, block: u32) -> bool {
-        let Begin::Go { evicted, .. } = owned.exclusive().begin_write(&key(chunk), block) else {
+        let Begin::Go { evicted_pages, .. } = owned.exclusive().begin_write(&key(chunk), block)
+        else {
             panic!("no room for chunk {chunk}");
         };
         assert!(!owned.exclusive().finish(&key(chunk), block, true));
-        evicted
+        evicted_pages > 0
     }
 
     fn available(owned: &Owned, chunk: u32) -> BlockSet {
