@@ -12,8 +12,40 @@ static CHUNK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16);
 /// `neon.store_prefetch_result_in_lfc`.
 pub static STORE_PREFETCHED: GucSetting<bool> = GucSetting::<bool>::new(true);
 
+static HOLD_WRITES: GucSetting<i32> = GucSetting::<i32>::new(0);
+
 /// Defines the settings.
 pub fn define() {
+    define_sizes();
+    GucRegistry::define_string_guc(
+        c"neon.file_cache_path",
+        c"The local file cache's file.",
+        c"Emptied at server start. A relative path is one in the data directory.",
+        &PATH,
+        GucContext::Postmaster,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_bool_guc(
+        c"neon.store_prefetch_result_in_lfc",
+        c"Put pages into the local file cache as soon as a read-ahead brings them.",
+        c"",
+        &STORE_PREFETCHED,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"neon.file_cache_hold_writes",
+        c"File number of a relation whose pages this process does not write to the local file cache yet.",
+        c"For tests: it waits while the data directory has a file neon_hold_file_cache, and nobody can cancel that.",
+        &HOLD_WRITES,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+}
+
+fn define_sizes() {
     let mebibytes = |name, what, more, setting, context| {
         let (min, max, unit) = (0, i32::MAX, GucFlags::UNIT_MB);
         GucRegistry::define_int_guc(name, what, more, setting, min, max, context, unit);
@@ -32,14 +64,6 @@ pub fn define() {
         &SIZE_LIMIT,
         GucContext::Sighup,
     );
-    GucRegistry::define_string_guc(
-        c"neon.file_cache_path",
-        c"The local file cache's file.",
-        c"Emptied at server start. A relative path is one in the data directory.",
-        &PATH,
-        GucContext::Postmaster,
-        GucFlags::empty(),
-    );
     GucRegistry::define_int_guc(
         c"neon.file_cache_chunk_size",
         c"Blocks that the local file cache keeps and gives up together.",
@@ -48,14 +72,6 @@ pub fn define() {
         1,
         128,
         GucContext::Postmaster,
-        GucFlags::empty(),
-    );
-    GucRegistry::define_bool_guc(
-        c"neon.store_prefetch_result_in_lfc",
-        c"Put pages into the local file cache as soon as a read-ahead brings them.",
-        c"",
-        &STORE_PREFETCHED,
-        GucContext::Suset,
         GucFlags::empty(),
     );
 }
@@ -82,4 +98,10 @@ pub fn chunk_blocks() -> u32 {
 /// `neon.file_cache_path`.
 pub fn path() -> PathBuf {
     PathBuf::from(PATH.get().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default())
+}
+
+/// Whether `neon.file_cache_hold_writes` is for a relation with this file number.
+pub fn holds_writes(rel_number: u32) -> bool {
+    let held = HOLD_WRITES.get();
+    held != 0 && u32::try_from(held) == Ok(rel_number)
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::uio;
 use pg_types::BLCKSZ;
-use pg_types::page::Page;
+use pg_types::page::{self, Page};
 
 use crate::ffi::guc_file_cache as guc;
 
@@ -28,7 +28,17 @@ fn file() -> io::Result<&'static File> {
 }
 
 /// Reads consecutive pages with one call.
+///
+/// No page of zeros is ever stored, so one that is read comes from a hole: somebody shortened the file.
 pub fn read(offset: u64, pages: &mut [&mut Page]) -> io::Result<()> {
+    read_bytes(offset, pages)?;
+    if pages.iter().any(|page| page::is_new(page)) {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file has a hole"));
+    }
+    Ok(())
+}
+
+fn read_bytes(offset: u64, pages: &mut [&mut Page]) -> io::Result<()> {
     let file = file()?;
     let wanted = pages.len() * BLCKSZ;
     let done = match &mut *pages {

@@ -14,7 +14,7 @@ pub fn start() {
     let Some((fixed, geometry)) = memory::attached() else { return };
     super::stats::start_clock();
     match io::open() {
-        Ok(()) => switch_on(fixed, geometry, geometry.chunks_of(guc::size_limit())),
+        Ok(()) => set_limit(fixed, geometry, geometry.chunks_of(guc::size_limit())),
         Err(error) => report::log(&format!(
             "the local file cache is off: could not open \"{}\": {error}",
             guc::path().display()
@@ -38,10 +38,14 @@ fn switch_on(fixed: &Fixed, geometry: Geometry, chunks: usize) {
                 return;
             }
         }
-        fixed.limit.store(chunks as u64, Ordering::Relaxed);
-        fixed.is_on.store(chunks > 0, Ordering::Release);
-        set_limits(geometry, chunks);
+        set_limit(fixed, geometry, chunks);
     });
+}
+
+fn set_limit(fixed: &Fixed, geometry: Geometry, chunks: usize) {
+    fixed.limit.store(chunks as u64, Ordering::Relaxed);
+    fixed.is_on.store(chunks > 0, Ordering::Release);
+    set_limits(geometry, chunks);
 }
 
 /// Gives everything up after an error; only the first one is logged. Until the limit is changed nothing is kept.

@@ -5,11 +5,11 @@ mod io;
 mod limit;
 mod stats;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use compute_core::file_cache::{Begin, BlockSet, ChunkKey, ChunkSpan, Found, Geometry};
 use compute_core::request_lsn::wait_position;
-use pg_types::page::Page;
+use pg_types::page::{self, Page};
 use pg_types::{BlockNumber, ForkNumber, Lsn, Oid, RelTag};
 
 pub use self::limit::{apply_limit, start};
@@ -18,10 +18,14 @@ pub use self::stats::{Stats, lines, overview, pages, reset_working_set, working_
 use self::limit::turn_off;
 use self::stats::add;
 use crate::ffi::file_cache::{self as memory, Fixed, Queued};
+use crate::ffi::guc_file_cache as guc;
 use crate::last_written_lsn;
 
 /// Reads of one chunk that are tried before it counts as not cached: somebody changed it during each.
 const READ_ATTEMPTS: usize = 8;
+
+/// While this file is in the data directory, `neon.file_cache_hold_writes` holds.
+const HOLD_FILE: &str = "neon_hold_file_cache";
 
 /// Fills what is cached of consecutive blocks; returns which were. Pages that are not in the result hold anything.
 ///
@@ -143,6 +147,7 @@ fn store(
 ) -> bool {
     let (slot, evicted_pages) = begun;
     let started = Instant::now();
+    hold_for_test(&pending.key);
     let result = io::write(geometry.offset(pending.partition, slot, pending.block), page);
     pending.finish(result.is_ok());
     fixed.stats.write_wait.observe(started.elapsed());
@@ -159,10 +164,22 @@ fn store(
     }
 }
 
+/// `neon.file_cache_hold_writes`: lets a test look at those who wait.
+fn hold_for_test(key: &ChunkKey) {
+    while guc::holds_writes(key.rel_number) && std::path::Path::new(HOLD_FILE).exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A page leaves shared buffers or is written by a checkpoint: it replaces what is cached. The caller has the I/O lock of
 /// the buffer and has set the page's last-written LSN, if it has one. If the page cannot be stored, no older one is left.
+///
+/// A page of zeros is not stored: see [`io::read`].
 pub fn write(rel: RelTag, block: BlockNumber, page: &Page) {
     let Some((fixed, geometry)) = memory::attached() else { return };
+    if page::is_new(page) {
+        return invalidate(rel, block..block.saturating_add(1));
+    }
     stats::note_used(fixed, rel, block..block.saturating_add(1));
     let (key, at) = geometry.locate(rel, block);
     let partition = geometry.partition(&key);
@@ -191,6 +208,9 @@ pub fn write(rel: RelTag, block: BlockNumber, page: &Page) {
 /// which waits for what is pending and overwrites it.
 pub fn fill(rel: RelTag, block: BlockNumber, page: &Page, not_modified_since: Lsn) -> bool {
     let Some((fixed, geometry)) = memory::attached() else { return false };
+    if page::is_new(page) {
+        return false;
+    }
     let (key, at) = geometry.locate(rel, block);
     let partition = geometry.partition(&key);
     let begun = memory::exclusive(partition, |chunks| chunks.begin_fill(&key, at));
@@ -210,7 +230,7 @@ pub fn fill_prefetched(
     page: &Page,
     not_modified_since: Lsn,
 ) -> bool {
-    crate::ffi::guc_file_cache::STORE_PREFETCHED.get() && fill(rel, block, page, not_modified_since)
+    guc::STORE_PREFETCHED.get() && fill(rel, block, page, not_modified_since)
 }
 
 /// Blocks that are not what they were, or not there any more. Never waits, raises nothing.

@@ -13,8 +13,8 @@ use crate::{audit, file_cache, last_written_lsn, spill};
 impl PageServerStorage {
     pub(super) fn write_block(rel: RelTag, block: BlockNumber, page: &Page) -> Result<(), Error> {
         match classify(rel.fork, page) {
-            // No WAL is in the way of a blank page, so there is no position to note: a reader gets zeros from the page
-            // server, or from the cache just this page.
+            // There is no position to note, nor anything to wait for: a reader gets zeros from the page server, or from the
+            // cache a page that has nothing but its header.
             PageState::Blank => Self::drop_spilled(rel, block)?,
             PageState::Logged(lsn) => {
                 Self::drop_spilled(rel, block)?;

@@ -8,5 +8,6 @@
 mod audit;
 mod backpressure;
 mod compute;
+mod file_cache;
 mod page_client;
 mod page_service;
