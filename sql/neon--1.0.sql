@@ -54,9 +54,57 @@ CREATE VIEW neon_perf_counters AS SELECT * FROM get_perf_counters();
 
 COMMENT ON VIEW neon_perf_counters IS 'what the storage manager has done since the server started; bucket_le is the upper bound of a histogram''s bucket in seconds';
 
+CREATE FUNCTION neon_get_lfc_stats(OUT lfc_key text, OUT lfc_value bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'neon_get_lfc_stats_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+CREATE VIEW neon_lfc_stats AS SELECT * FROM neon_get_lfc_stats();
+
+COMMENT ON VIEW neon_lfc_stats IS 'state and figures of the local file cache; sizes in chunks, or in pages where the name says so';
+
+CREATE VIEW neon_stat_file_cache AS
+    SELECT s.misses, s.hits, s.used, s.writes,
+           CASE WHEN s.hits + s.misses > 0 THEN round(s.hits * 100.0 / (s.hits + s.misses), 2) ELSE 0 END AS hit_ratio
+    FROM (SELECT sum(lfc_value) FILTER (WHERE lfc_key = 'file_cache_misses') AS misses,
+                 sum(lfc_value) FILTER (WHERE lfc_key = 'file_cache_hits') AS hits,
+                 sum(lfc_value) FILTER (WHERE lfc_key = 'file_cache_used') AS used,
+                 sum(lfc_value) FILTER (WHERE lfc_key = 'file_cache_writes') AS writes
+          FROM neon_get_lfc_stats()) s;
+
+COMMENT ON VIEW neon_stat_file_cache IS 'hits of the local file cache in pages and in percent';
+
+CREATE FUNCTION local_cache_pages(
+    OUT pageoffs bigint, OUT relfilenode oid, OUT reltablespace oid, OUT reldatabase oid,
+    OUT relforknumber smallint, OUT relblocknumber bigint, OUT accesscount integer)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'local_cache_pages_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+CREATE VIEW local_cache AS SELECT * FROM local_cache_pages();
+
+COMMENT ON VIEW local_cache IS 'pages in the local file cache, and how often their chunk was used lately (at most 3)';
+
+CREATE FUNCTION approximate_working_set_size_seconds(duration integer DEFAULT NULL) RETURNS integer
+AS 'MODULE_PATHNAME', 'approximate_working_set_size_seconds_wrapper'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION approximate_working_set_size_seconds(integer) IS 'about how many different pages were read or written past shared buffers in the last seconds';
+
+CREATE FUNCTION approximate_working_set_size(reset boolean) RETURNS integer
+AS 'MODULE_PATHNAME', 'approximate_working_set_size_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION approximate_working_set_size(boolean) IS 'about how many different pages were read or written past shared buffers since the last reset';
+
 -- Reading these tells nothing about anybody's data, but they are for operators.
 REVOKE ALL ON FUNCTION get_perf_counters() FROM PUBLIC;
 REVOKE ALL ON FUNCTION backpressure_positions() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION get_perf_counters() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION backpressure_positions() TO pg_monitor;
 GRANT SELECT ON neon_perf_counters TO pg_monitor;
+REVOKE ALL ON FUNCTION neon_get_lfc_stats(), local_cache_pages() FROM PUBLIC;
+REVOKE ALL ON FUNCTION approximate_working_set_size_seconds(integer), approximate_working_set_size(boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION neon_get_lfc_stats(), local_cache_pages() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION approximate_working_set_size_seconds(integer) TO pg_monitor;
+GRANT SELECT ON neon_lfc_stats, neon_stat_file_cache, local_cache TO pg_monitor;

@@ -18,6 +18,9 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     ("log_line_prefix", "%m [%p] %b "),
     ("log_checkpoints", "off"),
+    // Pages that leave the buffers stay on this machine. Shared memory for it is about 1 MB for each GB.
+    ("neon.max_file_cache_size", "1GB"),
+    ("neon.file_cache_size_limit", "512MB"),
 ];
 
 /// Settings that the storage needs; a user's value for one of these is refused.

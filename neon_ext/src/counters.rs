@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::ffi::shmem;
+use crate::file_cache;
+use crate::histogram::Histogram;
 
 /// One number that only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,18 +84,11 @@ const COUNTERS: [(Counter, &str); 22] = [
     (Counter::PrefetchWasted, "getpage_prefetch_discards_total"),
 ];
 
-/// Upper bounds of the histogram's buckets, in microseconds; the last bucket has none.
-const BUCKETS: [u64; 21] = [
-    10, 20, 30, 60, 100, 200, 300, 600, 1_000, 2_000, 3_000, 6_000, 10_000, 20_000, 30_000, 60_000,
-    100_000, 300_000, 1_000_000, 3_000_000, 10_000_000,
-];
-
 /// The numbers. All-zero bytes are a valid value.
 #[repr(C)]
 pub struct Counters {
     values: [AtomicU64; COUNTERS.len()],
-    getpage_wait: [AtomicU64; BUCKETS.len() + 1],
-    getpage_wait_micros: AtomicU64,
+    getpage_wait: Histogram,
 }
 
 thread_local! {
@@ -128,13 +123,9 @@ pub fn get(counter: Counter) -> u64 {
 
 /// Records how long a read of one or more pages waited for the page server.
 pub fn observe_getpage_wait(time: Duration) {
-    let Some(fixed) = shmem::fixed() else { return };
-    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    let bucket = BUCKETS.partition_point(|bound| *bound < micros);
-    if let Some(count) = fixed.counters.getpage_wait.get(bucket) {
-        count.fetch_add(1, Ordering::Relaxed);
+    if let Some(fixed) = shmem::fixed() {
+        fixed.counters.getpage_wait.observe(time);
     }
-    fixed.counters.getpage_wait_micros.fetch_add(micros, Ordering::Relaxed);
 }
 
 /// One line of the view `neon_perf_counters`: metric, upper bound of a histogram's bucket in seconds, value.
@@ -148,20 +139,11 @@ fn float(value: u64) -> f64 {
 /// All counters for the view.
 pub fn lines() -> Vec<Line> {
     let Some(fixed) = shmem::fixed() else { return Vec::new() };
-    let load = |value: &AtomicU64| float(value.load(Ordering::Relaxed));
     let mut lines: Vec<Line> = COUNTERS
         .iter()
         .map(|(counter, name)| ((*name).to_owned(), None, float(get(*counter))))
         .collect();
-    let name = "getpage_wait_seconds";
-    let mut cumulated = 0.0;
-    let bounds = BUCKETS.iter().map(|micros| float(*micros) / 1e6).chain([f64::INFINITY]);
-    for (bound, count) in bounds.zip(&fixed.counters.getpage_wait) {
-        cumulated += load(count);
-        lines.push((format!("{name}_bucket"), Some(bound), cumulated));
-    }
-    lines.push((format!("{name}_count"), None, cumulated));
-    let sum = load(&fixed.counters.getpage_wait_micros) / 1e6;
-    lines.push((format!("{name}_sum"), None, sum));
+    lines.extend(fixed.counters.getpage_wait.lines("getpage_wait_seconds"));
+    lines.extend(file_cache::lines());
     lines
 }

@@ -4,6 +4,8 @@ mod audit;
 mod backpressure;
 mod counters;
 mod ffi;
+mod file_cache;
+mod histogram;
 mod last_written_lsn;
 mod page_client;
 mod relation_size;

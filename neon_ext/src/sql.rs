@@ -4,6 +4,7 @@ use pgrx::prelude::*;
 
 use crate::counters::{self, Counter};
 use crate::ffi::{feedback_map, shmem};
+use crate::file_cache;
 
 /// Version of the extension.
 #[pg_extern]
@@ -63,4 +64,68 @@ fn get_perf_counters()
 -> TableIterator<'static, (name!(metric, String), name!(bucket_le, Option<f64>), name!(value, f64))>
 {
     TableIterator::new(counters::lines())
+}
+
+fn bigint(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// State and figures of the local file cache.
+#[pg_extern]
+fn neon_get_lfc_stats() -> TableIterator<'static, (name!(lfc_key, String), name!(lfc_value, i64))> {
+    let rows = file_cache::overview().into_iter();
+    TableIterator::new(rows.map(|(key, value)| (key.to_owned(), bigint(value))))
+}
+
+/// Pages in the local file cache.
+#[pg_extern]
+#[expect(
+    clippy::type_complexity,
+    reason = "the macro reads the columns from the type as it is written"
+)]
+fn local_cache_pages() -> TableIterator<
+    'static,
+    (
+        name!(pageoffs, i64),
+        name!(relfilenode, pg_sys::Oid),
+        name!(reltablespace, pg_sys::Oid),
+        name!(reldatabase, pg_sys::Oid),
+        name!(relforknumber, i16),
+        name!(relblocknumber, i64),
+        name!(accesscount, i32),
+    ),
+> {
+    let rows = file_cache::pages().into_iter().map(|(place, key, uses)| {
+        (
+            bigint(place as u64),
+            key.rel_number.into(),
+            key.spc_oid.into(),
+            key.db_oid.into(),
+            i16::try_from(key.fork).unwrap_or(i16::MAX),
+            key.block.into(),
+            i32::try_from(uses).unwrap_or(i32::MAX),
+        )
+    });
+    TableIterator::new(rows)
+}
+
+fn pages(count: Option<u64>) -> Option<i32> {
+    count.map(|count| i32::try_from(count).unwrap_or(i32::MAX))
+}
+
+/// About how many different pages were read or written past shared buffers in the last seconds, or since the last reset.
+#[pg_extern]
+fn approximate_working_set_size_seconds(duration: Option<i32>) -> Option<i32> {
+    let seconds = duration.map(|seconds| u32::try_from(seconds).unwrap_or(0));
+    pages(file_cache::working_set_size(seconds))
+}
+
+/// As above since the last reset; perhaps with a reset.
+#[pg_extern]
+fn approximate_working_set_size(reset: bool) -> Option<i32> {
+    let size = file_cache::working_set_size(None);
+    if reset {
+        file_cache::reset_working_set();
+    }
+    pages(size)
 }

@@ -233,7 +233,8 @@ fn collect_directories(parent: &Path, depth: u32, directories: &mut Vec<PathBuf>
         return;
     }
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
+        // Files of parallel hash joins there are named like relations.
+        if entry.path().is_dir() && entry.file_name() != "pgsql_tmp" {
             directories.push(entry.path());
             collect_directories(&entry.path(), depth - 1, directories);
         }

@@ -94,6 +94,16 @@ impl<'a, K: Key, V: Copy> Table<'a, K, V> {
         self.find(key).and_then(|index| self.nodes.get(at(index))).map(|node| node.value)
     }
 
+    /// Number of a key's node, which it keeps as long as it is in the table, and nobody else has meanwhile.
+    pub fn index_of(&self, key: &K) -> Option<u32> {
+        self.find(key)
+    }
+
+    /// The key of the oldest entry.
+    pub fn oldest(&self) -> Option<K> {
+        self.nodes.get(at(self.header.oldest)).map(|node| node.key)
+    }
+
     /// Entries in the table.
     pub fn len(&self) -> usize {
         at(self.header.used)

@@ -15,11 +15,16 @@ pub const METADATA_BLOCK: BlockNumber = INVALID_BLOCK_NUMBER;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct BlockKey {
-    spc_oid: u32,
-    db_oid: u32,
-    rel_number: u32,
-    fork: u32,
-    block: u32,
+    /// Tablespace.
+    pub spc_oid: u32,
+    /// Database.
+    pub db_oid: u32,
+    /// File number.
+    pub rel_number: u32,
+    /// Fork number.
+    pub fork: u32,
+    /// Block number.
+    pub block: u32,
 }
 
 impl BlockKey {

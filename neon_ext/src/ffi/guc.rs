@@ -49,6 +49,7 @@ pub fn define_compute() {
     define_readahead();
     define_caches();
     define_backpressure();
+    super::guc_file_cache::define();
     reserve_prefix();
 }
 

@@ -6,8 +6,11 @@ use pg_types::{TenantId, TimelineId};
 use pgrx::pg_guard;
 use pgrx::pg_sys;
 
-use super::{explain, guc, index_scan, interrupts, process, report, shmem, smgr_table, utility};
-use crate::spill;
+use super::{
+    explain, file_cache, file_cache_worker, guc, index_scan, interrupts, process, report, shmem,
+    smgr_table, utility,
+};
+use crate::{file_cache as cache, spill};
 
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
@@ -73,6 +76,7 @@ fn install_compute() {
     utility::install();
     index_scan::install();
     explain::install();
+    file_cache_worker::register();
 }
 
 #[pg_guard]
@@ -84,6 +88,7 @@ unsafe extern "C-unwind" fn request_shmem() {
         }
     }
     shmem::request();
+    file_cache::request();
 }
 
 #[pg_guard]
@@ -96,6 +101,8 @@ unsafe extern "C-unwind" fn startup_shmem() {
     }
     check_server();
     shmem::startup();
+    file_cache::startup();
+    cache::start();
     if let Err(error) = spill::reset() {
         report::fatal(&format!("could not make an empty directory for spill files: {error}"));
     }

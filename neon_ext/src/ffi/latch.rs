@@ -20,24 +20,28 @@ pub enum WaitEvent {
     Response,
     /// Held back because storage is behind.
     Throttle,
+    /// Another process is writing a page to the local file cache.
+    FileCache,
 }
 
-static WAIT_EVENTS: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
-const NAMES: [&std::ffi::CStr; 4] = [
+static WAIT_EVENTS: [AtomicU32; 5] = [const { AtomicU32::new(0) }; 5];
+const NAMES: [&std::ffi::CStr; 5] = [
     c"NeonPageServerConnect",
     c"NeonPageServerSend",
     c"NeonPageServerResponse",
     c"NeonBackpressure",
+    c"NeonFileCache",
 ];
 
 impl WaitEvent {
     /// Postgres' number of the event, the same in all processes; it is made at the first use.
-    fn info(self) -> u32 {
+    pub(super) fn info(self) -> u32 {
         let (slot, name) = match self {
             WaitEvent::Connect => (&WAIT_EVENTS[0], NAMES[0]),
             WaitEvent::Send => (&WAIT_EVENTS[1], NAMES[1]),
             WaitEvent::Response => (&WAIT_EVENTS[2], NAMES[2]),
             WaitEvent::Throttle => (&WAIT_EVENTS[3], NAMES[3]),
+            WaitEvent::FileCache => (&WAIT_EVENTS[4], NAMES[4]),
         };
         let known = slot.load(Ordering::Relaxed);
         if known != 0 {

@@ -2,7 +2,10 @@
 
 mod explain;
 pub mod feedback_map;
+pub mod file_cache;
+mod file_cache_worker;
 pub mod guc;
+pub mod guc_file_cache;
 mod hooks;
 mod index_scan;
 mod init;

@@ -56,12 +56,12 @@ struct Place {
 }
 
 /// Hands out space from the start of the block.
-struct Space {
-    used: usize,
+pub(super) struct Space {
+    pub(super) used: usize,
 }
 
 impl Space {
-    fn take(&mut self, bytes: usize) -> usize {
+    pub(super) fn take(&mut self, bytes: usize) -> usize {
         let start = self.used.next_multiple_of(ALIGNMENT);
         self.used = start + bytes;
         start
@@ -136,17 +136,8 @@ pub fn request() {
 
 /// Attaches to the block, and fills it if this is the postmaster (`shmem_startup_hook`).
 pub fn startup() {
-    let mut found = false;
-    // SAFETY: called from the hook, where Postgres' own modules do the same; the space was requested.
-    let base = unsafe {
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
-        let _held = LwLockGuard::acquire(lock, true);
-        let base = pg_sys::ShmemInitStruct(c"neon".as_ptr(), layout().total, &mut found);
-        if !found {
-            std::ptr::write_bytes(base.cast::<u8>(), 0, layout().total);
-        }
-        base.cast::<Fixed>()
-    };
+    let (base, found) = attach(c"neon", layout().total);
+    let base = base.cast::<Fixed>();
     // SAFETY: the tranche was requested under this name.
     let locks = unsafe { pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()) };
     LOCK_BASE.store(locks, Ordering::Release);
@@ -160,6 +151,22 @@ pub fn startup() {
         }
         spilled_write(|table| table.init());
     }
+}
+
+/// A block of shared memory, aligned to a cache line, and whether it had been made before; if not it is all zeros now.
+pub(super) fn attach(name: &std::ffi::CStr, bytes: usize) -> (*mut u8, bool) {
+    let mut found = false;
+    // SAFETY: called from the start-up hook, where Postgres' own modules do the same; the space was requested.
+    let base = unsafe {
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
+        let _held = LwLockGuard::acquire(lock, true);
+        let base = pg_sys::ShmemInitStruct(name.as_ptr(), bytes, &mut found);
+        if !found {
+            std::ptr::write_bytes(base.cast::<u8>(), 0, bytes);
+        }
+        base.cast::<u8>()
+    };
+    (base, found)
 }
 
 /// `AddinShmemInitLock` of `lwlocknames.h`.

@@ -11,7 +11,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys::{self, NodeTag};
 
 use super::{report, xlog};
-use crate::{last_written_lsn, relation_size, spill};
+use crate::{file_cache, last_written_lsn, relation_size, spill};
 
 type Hook = unsafe extern "C-unwind" fn(
     *mut pg_sys::PlannedStmt,
@@ -105,6 +105,7 @@ unsafe extern "C-unwind" fn finish(afterwards: *const Afterwards) {
         Afterwards::DatabaseChanged(oid) => {
             last_written_lsn::forget_database(oid, xlog::insert_position());
             relation_size::forget_database(oid);
+            file_cache::forget_database(oid);
             if let Err(error) = spill::forget_database(oid) {
                 report::log(&format!("could not remove spill files of database {oid}: {error}"));
             }

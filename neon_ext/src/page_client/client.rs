@@ -11,7 +11,7 @@ use crate::counters::{self, Counter};
 use crate::ffi::guc;
 use crate::ffi::latch::LatchKeeper;
 use crate::ffi::xlog;
-use crate::last_written_lsn;
+use crate::{file_cache, last_written_lsn};
 
 /// Requests ahead of need that are collected before they are sent, unless somebody waits.
 const SEND_AT: usize = 8;
@@ -66,6 +66,9 @@ impl Client {
         let Some(connection) = &mut self.connection else { return Ok(None) };
         self.ring.set_capacity(guc::readahead_buffer_size());
         for block in blocks {
+            if file_cache::contains(rel, block) {
+                continue;
+            }
             let lsns = current(last_written_lsn::get_stable(rel, block));
             if self.ring.knows(rel, block, lsns.not_modified_since) {
                 counters::add(Counter::PrefetchDuplicates, 1);
@@ -127,7 +130,8 @@ impl Client {
         let Some(payload) = connection.response(request)? else { return Ok(false) };
         let cached = match (&payload, request.kind, self.ring.next_is_ahead()) {
             (Payload::Page(page), RequestKind::GetPage(rel, block), true) => {
-                super::share(rel, block, page, request.not_modified_since)
+                // All processes can have it then (L007).
+                file_cache::fill_prefetched(rel, block, page, request.not_modified_since)
             }
             _ => false,
         };

@@ -68,6 +68,15 @@ pub struct PageRead<'a> {
     pub page: &'a mut Page,
 }
 
+/// Whether this process has asked for pages that it has not read yet.
+pub fn has_asked_ahead() -> bool {
+    Lease::of_existing().is_some_and(|mut lease| {
+        let any = lease.client().ring.has_blocks();
+        lease.put_back();
+        any
+    })
+}
+
 /// Takes a page that was asked for ahead of need and is here. `None` when there is none that may be used; otherwise
 /// whether the local file cache has it as well.
 pub fn take_here(
@@ -178,11 +187,6 @@ pub fn attend() {
         client.drop_connection();
     }
     lease.put_back();
-}
-
-/// Offers a page that came ahead of need to all processes (L007). Whether they can have it.
-fn share(_rel: RelTag, _block: BlockNumber, _page: &Page, _not_modified_since: Lsn) -> bool {
-    false
 }
 
 /// Positions for the newest version of something last written at `last_written`.

@@ -9,7 +9,7 @@ use pg_types::{ForkNumber, RelFileLocator, RelTag};
 
 use super::{Error, PageServerStorage};
 use crate::ffi::{process, report, xlog};
-use crate::{last_written_lsn, page_client, relation_size, spill};
+use crate::{file_cache, last_written_lsn, page_client, relation_size, spill};
 
 /// Who serves a relation that is being opened.
 pub fn select(locator: RelFileLocator, is_temp: bool) -> Route {
@@ -58,6 +58,11 @@ impl PageServerStorage {
     }
 
     pub(super) fn unlink_fork(rel: RelTag) {
+        match relation_size::get(rel) {
+            Some(Known::Absent) => {}
+            Some(Known::Blocks(blocks)) => file_cache::forget(rel, Some(blocks)),
+            None => file_cache::forget(rel, None),
+        }
         relation_size::forget(rel);
         forget_spilled(rel);
         if rel.fork == ForkNumber::Main {

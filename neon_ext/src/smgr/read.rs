@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
+use compute_core::file_cache::BlockSet;
 use compute_core::readahead::Runs;
 use compute_core::relation_size::Known;
 use pg_types::page::Page;
@@ -11,7 +12,10 @@ use pg_types::{BlockNumber, RelTag};
 use super::{Error, PageServerStorage};
 use crate::ffi::guc;
 use crate::page_client::PageRead;
-use crate::{last_written_lsn, page_client, relation_size, spill};
+use crate::{file_cache, last_written_lsn, page_client, relation_size, spill};
+
+/// Blocks that are looked for in the cache at once. Postgres reads at most 32 with one call.
+const BATCH: usize = BlockSet::CAPACITY as usize;
 
 thread_local! {
     /// Reads by this process that needed the page server.
@@ -26,38 +30,17 @@ pub fn far_reads() -> u64 {
 }
 
 impl PageServerStorage {
-    /// Spilled blocks come from their file, pages that were asked for ahead of need from there, and all others from the
-    /// page server in one batch.
+    /// Pages that were asked for ahead of need come from there, spilled blocks from their file, others from the local file
+    /// cache, and all others from the page server in one batch.
     pub(super) fn read_blocks(
         rel: RelTag,
         first: BlockNumber,
         pages: &mut [&mut Page],
     ) -> Result<(), Error> {
-        let count = BlockNumber::try_from(pages.len()).unwrap_or(BlockNumber::MAX);
-        let mut reads = Vec::with_capacity(pages.len());
-        let mut far = false;
-        for (block, page) in (first..).zip(pages.iter_mut()) {
-            let spilled = spill::read(rel, block, page).map_err(|source| Error::Spill {
-                action: "read",
-                rel,
-                block,
-                source,
-            })?;
-            if spilled {
-                continue;
-            }
-            let lsns = page_client::current(last_written_lsn::get(rel, block));
-            far = true;
-            if page_client::take_here(rel, block, lsns, page).is_none() {
-                reads.push(PageRead { block, lsns, page });
-            }
-        }
-        if far {
-            FAR_READS.set(FAR_READS.get().wrapping_add(1));
-        }
-        let ahead = look_ahead(rel, first, count, far);
-        if let Some(block) = page_client::get_pages(rel, &mut reads, ahead)? {
-            RUNS.with_borrow_mut(|runs| runs.not_asked(rel, block));
+        let mut first = first;
+        for pages in pages.chunks_mut(BATCH) {
+            read_batch(rel, first, pages)?;
+            first = first.saturating_add(u32::try_from(pages.len()).unwrap_or(u32::MAX));
         }
         Ok(())
     }
@@ -68,6 +51,79 @@ impl PageServerStorage {
             page_client::prefetch(rel, blocks);
         }
     }
+}
+
+fn read_batch(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> Result<(), Error> {
+    let count = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+    let mut done = take_asked_ahead(rel, first, pages);
+    let mut far = !done.is_empty();
+    done = read_local(rel, first, pages, done)?;
+    let mut reads: Vec<PageRead<'_>> = (first..)
+        .zip(0u32..)
+        .zip(pages.iter_mut())
+        .filter(|((_, at), _)| !done.contains(*at))
+        .map(|((block, _), page)| {
+            let lsns = page_client::current(last_written_lsn::get(rel, block));
+            PageRead { block, lsns, page }
+        })
+        .collect();
+    far |= !reads.is_empty();
+    if far {
+        FAR_READS.set(FAR_READS.get().wrapping_add(1));
+    }
+    let ahead = look_ahead(rel, first, count, far);
+    if let Some(block) = page_client::get_pages(rel, &mut reads, ahead)? {
+        RUNS.with_borrow_mut(|runs| runs.not_asked(rel, block));
+    }
+    for read in &reads {
+        file_cache::fill(rel, read.block, read.page, read.lsns.not_modified_since);
+    }
+    Ok(())
+}
+
+/// Takes the pages that were asked for ahead of need and have come; returns which.
+fn take_asked_ahead(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> BlockSet {
+    let mut taken = BlockSet::EMPTY;
+    if !page_client::has_asked_ahead() || spill::has_file(rel) {
+        return taken;
+    }
+    for ((block, at), page) in (first..).zip(0u32..).zip(pages.iter_mut()) {
+        let lsns = page_client::current(last_written_lsn::get(rel, block));
+        let Some(cached) = page_client::take_here(rel, block, lsns, page) else { continue };
+        taken = taken.or(BlockSet::one(at));
+        if !cached {
+            file_cache::fill(rel, block, page, lsns.not_modified_since);
+        }
+    }
+    taken
+}
+
+/// Reads what is on this machine and not done yet; returns what is done then.
+fn read_local(
+    rel: RelTag,
+    first: BlockNumber,
+    pages: &mut [&mut Page],
+    done: BlockSet,
+) -> Result<BlockSet, Error> {
+    if done.is_empty() && !spill::has_file(rel) {
+        return Ok(file_cache::read(rel, first, pages));
+    }
+    let mut done = done;
+    for ((block, at), page) in (first..).zip(0u32..).zip(pages.iter_mut()) {
+        if done.contains(at) {
+            continue;
+        }
+        let spilled = spill::read(rel, block, page).map_err(|source| Error::Spill {
+            action: "read",
+            rel,
+            block,
+            source,
+        })?;
+        if spilled || !file_cache::read(rel, block, &mut [page]).is_empty() {
+            done = done.or(BlockSet::one(at));
+        }
+    }
+    Ok(done)
 }
 
 /// Spilled pages are not on the page server, and which blocks are spilled is not worth a look for each.

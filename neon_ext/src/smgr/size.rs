@@ -10,7 +10,7 @@ use pg_types::{BlockNumber, ForkNumber, INVALID_BLOCK_NUMBER, Lsn, RelTag};
 use super::{Error, PageServerStorage};
 use crate::counters::{self, Counter};
 use crate::ffi::{feedback_map, guc, process, report, xlog};
-use crate::{backpressure, last_written_lsn, page_client, relation_size, spill};
+use crate::{backpressure, file_cache, last_written_lsn, page_client, relation_size, spill};
 
 impl PageServerStorage {
     pub(super) fn fork_size(rel: RelTag) -> Result<BlockNumber, Error> {
@@ -39,7 +39,8 @@ impl PageServerStorage {
         let end = block.checked_add(1).filter(|end| *end < INVALID_BLOCK_NUMBER);
         let end = end.ok_or(Error::TooManyBlocks(rel))?;
         let gap_start = Self::fork_size(rel)?.min(block);
-        let lsn = match classify(rel.fork, page) {
+        let state = classify(rel.fork, page);
+        let lsn = match state {
             // The page's own WAL record tells the page server how long the fork is now.
             PageState::Logged(lsn) => {
                 drop_spilled(rel, block)?;
@@ -56,6 +57,9 @@ impl PageServerStorage {
             }
         };
         grown(rel, gap_start..end, lsn);
+        if state != PageState::Unlogged {
+            file_cache::write(rel, block, page);
+        }
         Ok(())
     }
 
@@ -77,6 +81,10 @@ impl PageServerStorage {
 
     pub(super) fn cut(rel: RelTag, blocks: BlockNumber) {
         let lsn = xlog::insert_position();
+        // Only gives room: `grown` makes sure that what is cached of cut blocks is never read.
+        if let Some(Known::Blocks(before)) = relation_size::get(rel) {
+            file_cache::invalidate(rel, blocks..before);
+        }
         relation_size::set(rel, blocks);
         last_written_lsn::set_metadata(rel, lsn);
         if rel.fork == ForkNumber::Main {
@@ -108,7 +116,9 @@ fn log_extend(rel: RelTag, end: BlockNumber) -> Lsn {
 /// New blocks: a read of one of them must not be answered with what the page server had there before a truncation.
 fn grown(rel: RelTag, blocks: Range<BlockNumber>, lsn: Lsn) {
     let end = blocks.end;
-    last_written_lsn::set_range(rel, blocks, lsn);
+    last_written_lsn::set_range(rel, blocks.clone(), lsn);
+    // Nor with what this server had cached then: buffers of new blocks can be dropped without having been written.
+    file_cache::invalidate(rel, blocks);
     last_written_lsn::set_metadata(rel, lsn);
     relation_size::raise(rel, end);
 }

@@ -8,11 +8,13 @@ use super::{Error, PageServerStorage, StorageManager};
 use crate::counters::{self, Counter};
 use crate::ffi::xlog::{self, OwnedPage};
 use crate::ffi::{guc, process, report};
-use crate::{audit, last_written_lsn, spill};
+use crate::{audit, file_cache, last_written_lsn, spill};
 
 impl PageServerStorage {
     pub(super) fn write_block(rel: RelTag, block: BlockNumber, page: &Page) -> Result<(), Error> {
         match classify(rel.fork, page) {
+            // There is no position to note, nor anything to wait for: a reader gets zeros from the page server, or from the
+            // cache a page that has nothing but its header.
             PageState::Blank => Self::drop_spilled(rel, block)?,
             PageState::Logged(lsn) => {
                 Self::drop_spilled(rel, block)?;
@@ -25,8 +27,14 @@ impl PageServerStorage {
                 // Without an image the page server's version is older: it is a hint and gets corrected.
                 Self::log_map_page(rel, block, page);
             }
-            PageState::Unlogged => Self::keep_unlogged(rel, block, page)?,
+            PageState::Unlogged => {
+                Self::keep_unlogged(rel, block, page)?;
+                file_cache::invalidate(rel, block..block.saturating_add(1));
+                return Ok(());
+            }
         }
+        // Last, when the position is noted: see `file_cache::fill`.
+        file_cache::write(rel, block, page);
         Ok(())
     }
 

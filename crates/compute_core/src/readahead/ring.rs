@@ -124,6 +124,11 @@ impl<P> Ring<P> {
         self.end() - self.next_answer
     }
 
+    /// Whether there is a page, here or under way, that [`Ring::find`] could find.
+    pub fn has_blocks(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
     /// Pages that came for nothing, since the last call.
     pub fn take_wasted(&mut self) -> u64 {
         std::mem::take(&mut self.wasted)

@@ -8,6 +8,7 @@
 mod audit;
 mod backpressure;
 mod compute;
+mod file_cache;
 mod page_client;
 mod page_service;
 mod readahead;
