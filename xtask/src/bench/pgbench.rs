@@ -1,7 +1,7 @@
 //! pgbench on a compute and on a stock server with fsync on, same source, same disk.
 //!
-//! Rounds alternate between the two, clients are pinned to one CPU and the servers share both, so that both
-//! sides meet the same neighbours; the figure is the median of the rounds.
+//! Rounds alternate between the two, and the servers of both, storage included, have the same processors, so that
+//! both sides meet the same neighbours; the figure is the median of the rounds.
 
 use std::process::Command;
 
@@ -10,7 +10,8 @@ use pg_launch::PgInstall;
 use system_tests::cluster::{SUPERUSER, open_tempdir};
 use system_tests::{Cluster, Place, StockServer};
 
-use super::{Better, Row};
+use super::machine::pinned;
+use super::{Better, Options, Pins, Row};
 use crate::build::Built;
 use crate::run::capture;
 
@@ -27,46 +28,43 @@ const CASES: &[(&str, &str, &[&str])] = &[
 ];
 
 /// Runs all cases.
-pub fn run(built: &Built, seconds: u32, rounds: u32) -> Result<Vec<Row>> {
+pub fn run(built: &Built, options: &Options) -> Result<Vec<Row>> {
+    let pins = &options.pins;
     let place = Place { neon: built.neon.clone(), install: built.compute.clone() };
-    let cluster = Cluster::start(place)?;
-    let ours = cluster.endpoint("bench", "main", &[("shared_buffers", SHARED_BUFFERS)])?;
     let temp = open_tempdir("neon-bench-")?;
-    let settings = [("shared_buffers", SHARED_BUFFERS), ("fsync", "on")];
-    let stock = StockServer::start(built.stock.clone(), &temp.path().join("stock"), &settings)?;
+    let (_cluster, ours, stock) = pinned(&pins.server_cpus, || {
+        let cluster = Cluster::start(place)?;
+        let ours = cluster.endpoint("bench", "main", &[("shared_buffers", SHARED_BUFFERS)])?;
+        let settings = [("shared_buffers", SHARED_BUFFERS), ("fsync", "on")];
+        let dir = temp.path().join("stock");
+        let stock = StockServer::start(built.stock.clone(), &dir, &settings)?;
+        Ok((cluster, ours, stock))
+    })?;
     for port in [ours.port, stock.port()] {
-        pgbench(&built.stock, port, &["-i", "-q", "-s", SCALE])?;
+        pgbench(&built.stock, pins, port, &["-i", "-q", "-s", SCALE])?;
     }
-    let seconds = seconds.to_string();
+    let seconds = options.seconds.to_string();
     let mut rows = Vec::new();
     for (case, clients, extra) in CASES {
         let mut args = vec!["-M", "prepared", "-T", seconds.as_str(), "-c", clients, "-j", "2"];
         args.extend_from_slice(extra);
         let (mut mine, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            mine.push(tps(&pgbench(&built.stock, ours.port, &args)?)?);
-            theirs.push(tps(&pgbench(&built.stock, stock.port(), &args)?)?);
+        for _ in 0..options.rounds {
+            mine.push(tps(&pgbench(&built.stock, pins, ours.port, &args)?)?);
+            theirs.push(tps(&pgbench(&built.stock, pins, stock.port(), &args)?)?);
         }
-        let row = Row {
-            case: (*case).to_owned(),
-            ours: median(mine),
-            reference: None,
-            reference_is: None,
-            ratio: None,
-            unit: "tps".to_owned(),
-            better: Better::Higher,
-        };
-        rows.push(row.against(median(theirs), "stock PostgreSQL, fsync on"));
+        let row = Row::of_rounds(case, &mine, "tps", Better::Higher)?;
+        rows.push(row.against_rounds(&theirs, "stock PostgreSQL, fsync on")?);
     }
     Ok(rows)
 }
 
-fn pgbench(install: &PgInstall, port: u16, args: &[&str]) -> Result<String> {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "0"]).arg(install.program("pgbench"));
+fn pgbench(install: &PgInstall, pins: &Pins, port: u16, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(install.program("pgbench"));
     command.env("LD_LIBRARY_PATH", install.lib_dir());
     command.args(["-h", "127.0.0.1", "-U", SUPERUSER, "-p"]).arg(port.to_string());
-    capture(command.args(args).arg("postgres"))
+    command.args(args).arg("postgres");
+    pinned(&pins.client_cpus, || capture(&mut command))
 }
 
 fn tps(output: &str) -> Result<f64> {
@@ -76,7 +74,14 @@ fn tps(output: &str) -> Result<f64> {
         .with_context(|| format!("pgbench printed no tps: {output}"))
 }
 
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().unwrap_or(0.0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactions_per_second_are_found() {
+        let output = "pgbench (17.11)\nlatency average = 0.5 ms\ntps = 1987.25 (without initial connection time)\n";
+        assert_eq!(tps(output).unwrap(), 1987.25);
+        assert!(tps("latency average = 0.5 ms").is_err());
+    }
 }
