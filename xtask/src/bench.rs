@@ -6,11 +6,19 @@
 //! `calibration_before`, taken ahead of the bench, `load` and `busy` (see `machine`), `pinned`, and in rows that are
 //! the median of rounds `ours_spread` and `reference_spread`.
 
+mod bulk;
 mod calibration;
+mod commit;
 mod machine;
 mod pgbench;
+mod plot;
+mod proxy;
 mod row;
+mod seqscan;
+mod sides;
+mod start;
 mod stats;
+mod wal;
 
 use std::fs;
 use std::process::Command;
@@ -20,7 +28,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::build::{self, Built, target_dir};
-use crate::run::{capture, cargo, check, step};
+use crate::run::{capture, cargo, check, root, step};
 use calibration::Calibration;
 use row::{Better, Row};
 
@@ -35,6 +43,20 @@ pub enum Bench {
     Getpage,
     /// pgbench beside a stock PostgreSQL on the same disk.
     Pgbench,
+    /// Reads out of the local file cache, and out of shared buffers.
+    PgbenchSelect,
+    /// Commits: 1, 8 and 32 clients.
+    PgbenchTpcb,
+    /// Scans of a big table, VACUUM and CREATE INDEX: warm, cold, and far from the page server.
+    Seqscan,
+    /// COPY, CREATE INDEX, INSERT ... SELECT.
+    Bulk,
+    /// From nothing to the first answer.
+    Start,
+    /// Commits that survive a machine, beside a synchronous standby.
+    Commit,
+    /// WAL through a safekeeper, and on into the page server.
+    Wal,
 }
 
 /// Options of the command.
@@ -43,11 +65,14 @@ pub struct Options {
     /// Which benches (default: all).
     #[arg(value_enum)]
     benches: Vec<Bench>,
+    /// Measure nothing; draw the results there are into docs/performance/.
+    #[arg(long)]
+    plot: bool,
     /// Measure although the machine is busy with something else; the result says so.
     #[arg(long)]
     busy: bool,
     /// Seconds of each round of pgbench.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 6)]
     seconds: u32,
     /// Rounds, alternating between ours and stock.
     #[arg(long, default_value_t = 5)]
@@ -80,6 +105,12 @@ struct Report<'a> {
 
 /// Runs the chosen benches.
 pub fn run(options: &Options) -> Result<()> {
+    if options.plot {
+        for plot in plot::all(&target_dir().join("bench"), &root().join("docs/performance"))? {
+            println!("{}", plot.display());
+        }
+        return Ok(());
+    }
     let built = build::everything()?;
     let all = Bench::value_variants();
     let benches = if options.benches.is_empty() { all } else { &options.benches[..] };
@@ -93,6 +124,7 @@ pub fn run(options: &Options) -> Result<()> {
         let calibration = Calibration::measure()?;
         println!("{name}");
         row::print(&rows);
+        println!("  {calibration}");
         if !calibration.agrees_with(&calibration_before) {
             println!(
                 "  the disk was twice as fast at one end of this run as at the other: measure again"
@@ -115,7 +147,14 @@ impl Bench {
     fn compares_servers(self) -> bool {
         match self {
             Bench::Redo | Bench::Ingest | Bench::Getpage => false,
-            Bench::Pgbench => true,
+            Bench::Pgbench
+            | Bench::PgbenchSelect
+            | Bench::PgbenchTpcb
+            | Bench::Seqscan
+            | Bench::Bulk
+            | Bench::Start
+            | Bench::Commit
+            | Bench::Wal => true,
         }
     }
 }
@@ -126,6 +165,13 @@ fn measure(bench: Bench, built: &Built, options: &Options) -> Result<Vec<Row>> {
         Bench::Ingest => program(built, "pageserver", "bench_ingest"),
         Bench::Getpage => program(built, "pageserver", "bench_getpage"),
         Bench::Pgbench => pgbench::run(built, options),
+        Bench::PgbenchSelect => pgbench::select(built, options),
+        Bench::PgbenchTpcb => pgbench::tpcb(built, options),
+        Bench::Seqscan => seqscan::run(built, options),
+        Bench::Bulk => bulk::run(built, options),
+        Bench::Start => start::run(built, options),
+        Bench::Commit => commit::run(built, options),
+        Bench::Wal => wal::run(built, options),
     }
 }
 

@@ -1,5 +1,6 @@
 //! How fast the machine is right now: figures without these beside them say nothing.
 
+use std::fmt;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
@@ -32,6 +33,16 @@ impl Calibration {
     pub fn agrees_with(&self, other: &Calibration) -> bool {
         let factor = self.fdatasync_us / other.fdatasync_us;
         (0.5..=2.0).contains(&factor)
+    }
+}
+
+impl fmt::Display for Calibration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Calibration { tcp_rtt_us, fdatasync_us, loadavg } = self;
+        write!(
+            f,
+            "loopback round trip {tcp_rtt_us:.0} us, fdatasync {fdatasync_us:.0} us, load average {loadavg:.1}"
+        )
     }
 }
 
