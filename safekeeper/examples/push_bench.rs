@@ -1,17 +1,20 @@
-//! What a safekeeper costs: latency of one append after another, and throughput of many under way.
-//! `cargo run --release -p safekeeper --example push_bench -- DIRECTORY`
+//! What a safekeeper costs: latency of one append after another, and throughput of many under way, each beside the
+//! same bytes written to a file and synced.
+//! `cargo run --release -p safekeeper --example push_bench -- DIRECTORY` prints rows as a JSON array.
 
 #[path = "../tests/common/wal_builder.rs"]
 #[expect(dead_code, reason = "tests use the rest")]
 mod wal_builder;
 
-use std::time::{Duration, Instant};
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use bytes::Bytes;
 use pg_types::{Generation, Lsn, NodeId, TenantId, Term, TimelineId};
 use pg_wire::client::CopyBoth;
 use pg_wire::{Client, ConnectParams, Endpoint};
 use safekeeper::{Config, Safekeeper};
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use wal_builder::WalBuilder;
 use wal_consensus::limits::APPEND_BYTES_MAX;
@@ -31,6 +34,8 @@ const APPENDS: usize = 3000;
 const STREAMED_BYTES: u64 = 1 << 30;
 /// Bytes under way at most while streaming.
 const WINDOW: u64 = 16 << 20;
+/// Bytes between two syncs of the plain file.
+const PIECE: usize = 1 << 20;
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
@@ -48,11 +53,22 @@ async fn main() -> Result<(), AnyError> {
     create(http).await?;
     let mut copy = elect(pg).await?;
     let mut wal = WalBuilder::new(START);
-    latency(&mut copy, &mut wal).await?;
-    throughput(&mut copy, &mut wal).await?;
+    let mut rows = latency(&mut copy, &mut wal).await?;
+    let (streamed, bytes) = throughput(&mut copy, &mut wal).await?;
     shutdown.cancel();
     running.await??;
     std::fs::remove_dir_all(data_dir)?;
+    let file = std::path::Path::new(&dir).join("push_bench_file");
+    let (sync_us, plain) = plain_file(&file, &bytes)?;
+    for row in &mut rows {
+        row["reference"] = sync_us.into();
+        row["reference_is"] = "fdatasync of one block, median".into();
+    }
+    rows.push(json!({
+        "case": "safekeeper", "ours": streamed, "unit": "MB/s", "better": "higher",
+        "reference": plain, "reference_is": "the same bytes to a file, fdatasync after each MiB",
+    }));
+    println!("{}", serde_json::to_string_pretty(&rows)?);
     Ok(())
 }
 
@@ -127,7 +143,7 @@ async fn response(copy: &mut CopyBoth) -> Result<AppendResponse, AnyError> {
     }
 }
 
-async fn latency(copy: &mut CopyBoth, wal: &mut WalBuilder) -> Result<(), AnyError> {
+async fn latency(copy: &mut CopyBoth, wal: &mut WalBuilder) -> Result<Vec<Value>, AnyError> {
     let mut begin = wal.end_lsn();
     let mut commit = START;
     let mut times = Vec::new();
@@ -141,13 +157,16 @@ async fn latency(copy: &mut CopyBoth, wal: &mut WalBuilder) -> Result<(), AnyErr
         (begin, commit) = (end, end);
     }
     times.sort_unstable();
-    let mean = times.iter().sum::<Duration>() / u32::try_from(times.len())?;
     let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
-    println!("one append at a time: mean {mean:?}, p50 {:?}, p99 {:?}", at(50), at(99));
-    Ok(())
+    let row = |(case, part): (&str, usize)| {
+        let micros = at(part).as_secs_f64() * 1e6;
+        json!({"case": case, "ours": micros, "unit": "us", "better": "lower"})
+    };
+    Ok([("append/p50", 50), ("append/p99", 99)].map(row).into())
 }
 
-async fn throughput(copy: &mut CopyBoth, wal: &mut WalBuilder) -> Result<(), AnyError> {
+/// MB/s, and the WAL that was streamed.
+async fn throughput(copy: &mut CopyBoth, wal: &mut WalBuilder) -> Result<(f64, Vec<u8>), AnyError> {
     let from = wal.end_lsn();
     while wal.end_lsn() < from + STREAMED_BYTES {
         wal.record(400, 9);
@@ -164,8 +183,38 @@ async fn throughput(copy: &mut CopyBoth, wal: &mut WalBuilder) -> Result<(), Any
         }
         flushed = flushed.max(response(copy).await?.flush_lsn);
     }
-    #[expect(clippy::cast_precision_loss, reason = "for people to read")]
-    let megabytes = (end - from) as f64 / 1e6;
-    println!("streaming: {:.0} MB/s", megabytes / started.elapsed().as_secs_f64());
-    Ok(())
+    let speed = megabytes(end - from) / started.elapsed().as_secs_f64();
+    Ok((speed, wal.slice(from, end).to_vec()))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people to read")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// Median microseconds to sync one block, and MB/s of all bytes in pieces that are synced each. The file has its final
+/// size beforehand, as a safekeeper's segments have.
+fn plain_file(path: &std::path::Path, bytes: &[u8]) -> Result<(f64, f64), AnyError> {
+    let file = std::fs::File::create(path)?;
+    file.write_all_at(&vec![0; bytes.len()], 0)?;
+    file.sync_all()?;
+    let mut offset = 0;
+    let started = Instant::now();
+    for piece in bytes.chunks(PIECE) {
+        file.write_all_at(piece, offset)?;
+        file.sync_data()?;
+        offset += u64::try_from(piece.len())?;
+    }
+    let speed = megabytes(offset) / started.elapsed().as_secs_f64();
+    let mut times = Vec::new();
+    for block in 0..500u64 {
+        let started = Instant::now();
+        file.write_all_at(&[1; 4096], block * 4096)?;
+        file.sync_data()?;
+        times.push(started.elapsed());
+    }
+    std::fs::remove_file(path)?;
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).copied().unwrap_or_default();
+    Ok((median.as_secs_f64() * 1e6, speed))
 }

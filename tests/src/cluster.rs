@@ -74,23 +74,30 @@ pub struct Endpoint {
 impl Cluster {
     /// A new environment in a temporary directory, with its services running.
     pub fn start(place: Place) -> Result<Cluster> {
+        Cluster::start_with(place, &[])
+    }
+
+    /// The same with further arguments for `neon init`.
+    pub fn start_with(place: Place, init: &[&str]) -> Result<Cluster> {
         let temp = open_tempdir("neon-test-")?;
         let dir = temp.path().join("env");
         let cluster = Cluster { place, dir, keep: false, _temp: Some(temp) };
-        cluster.init_and_start()?;
+        cluster.init_and_start(init)?;
         Ok(cluster)
     }
 
     /// A new environment in a directory of the caller's, which must not hold one yet.
     pub fn start_in(place: Place, dir: PathBuf, keep: bool) -> Result<Cluster> {
         let cluster = Cluster { place, dir, keep, _temp: None };
-        cluster.init_and_start()?;
+        cluster.init_and_start(&[])?;
         Ok(cluster)
     }
 
-    fn init_and_start(&self) -> Result<()> {
+    fn init_and_start(&self, init: &[&str]) -> Result<()> {
         let install = self.place.install.root().to_string_lossy().into_owned();
-        self.neon(&["init", "--pg-install", &install])?;
+        let mut args = vec!["init", "--pg-install", &install];
+        args.extend_from_slice(init);
+        self.neon(&args)?;
         self.neon(&["start"])?;
         Ok(())
     }
@@ -201,11 +208,20 @@ pub fn kill_and_wait(pid: u32) -> Result<()> {
 }
 
 /// Waits for a condition.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_until_every(Duration::from_millis(20), what, condition)
+}
+
+/// Waits for a condition and looks at it this often.
+pub fn wait_until_every(
+    pause: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     while !condition()? {
         ensure!(Instant::now() < deadline, "waited {} s for: {what}", DEADLINE.as_secs());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
     Ok(())
 }

@@ -7,5 +7,6 @@
 //! `walredo_protocol`.
 
 mod ffi;
+mod repeat;
 
 pub use ffi::install;

@@ -15,11 +15,13 @@
 
 mod admission;
 mod input;
+mod kept;
 mod message;
 mod tag;
 
 pub use admission::{RecordRefusal, check_record};
 pub use input::Input;
+pub use kept::KeptRequest;
 pub use message::{
     HEADER_SIZE, MAX_RECORD_SIZE, Message, MessageError, frame_size, parse, put_apply, put_begin,
     put_get, put_push,

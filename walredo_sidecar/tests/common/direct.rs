@@ -40,7 +40,19 @@ impl Direct {
 
     /// Starts a process; `library` is preloaded in addition.
     pub fn start(&self, library: Option<&Path>) -> Process {
-        let (user, data_dir) = (system_user(), self.data_dir(library));
+        self.start_in(self.data_dir(library))
+    }
+
+    /// Starts a process with further lines in its configuration.
+    pub fn start_with(&self, settings: &str) -> Process {
+        let data_dir = self.data_dir(None);
+        let path = data_dir.path().join("postgresql.conf");
+        std::fs::write(path, format!("{CONFIG}{settings}")).unwrap();
+        self.start_in(data_dir)
+    }
+
+    fn start_in(&self, data_dir: PrivateDir) -> Process {
+        let user = system_user();
         let mut command = patched().command("postgres", user.as_ref());
         command.arg("--wal-redo").env("PGDATA", data_dir.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

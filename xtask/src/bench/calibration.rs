@@ -1,12 +1,15 @@
 //! How fast the machine is right now: figures without these beside them say nothing.
 
-use std::fs;
+use std::fmt;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+
+use super::machine::load_average;
+use super::stats::median;
 
 const ROUNDS: usize = 2000;
 const SYNCS: usize = 200;
@@ -22,17 +25,25 @@ pub struct Calibration {
 impl Calibration {
     /// Measures now; takes well under a second.
     pub fn measure() -> Result<Calibration> {
-        let loadavg = fs::read_to_string("/proc/loadavg")
-            .ok()
-            .and_then(|text| text.split_whitespace().next()?.parse().ok())
-            .context("could not read the load average")?;
+        let loadavg = load_average()?;
         Ok(Calibration { tcp_rtt_us: tcp_rtt()?, fdatasync_us: fdatasync()?, loadavg })
+    }
+
+    /// Whether the disk was about as fast then as now.
+    pub fn agrees_with(&self, other: &Calibration) -> bool {
+        let factor = self.fdatasync_us / other.fdatasync_us;
+        (0.5..=2.0).contains(&factor)
     }
 }
 
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().unwrap_or(0.0)
+impl fmt::Display for Calibration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Calibration { tcp_rtt_us, fdatasync_us, loadavg } = self;
+        write!(
+            f,
+            "loopback round trip {tcp_rtt_us:.0} us, fdatasync {fdatasync_us:.0} us, load average {loadavg:.1}"
+        )
+    }
 }
 
 fn tcp_rtt() -> Result<f64> {
@@ -59,7 +70,7 @@ fn tcp_rtt() -> Result<f64> {
     }
     drop(stream);
     echo.join().map_err(|_| anyhow::anyhow!("the echo thread panicked"))??;
-    Ok(median(samples))
+    median(&samples).context("nothing was measured")
 }
 
 fn fdatasync() -> Result<f64> {
@@ -73,5 +84,18 @@ fn fdatasync() -> Result<f64> {
         file.sync_data()?;
         samples.push(start.elapsed().as_secs_f64() * 1e6);
     }
-    Ok(median(samples))
+    median(&samples).context("nothing was measured")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_slows_down_is_noticed() {
+        let at = |fdatasync_us| Calibration { tcp_rtt_us: 10.0, fdatasync_us, loadavg: 0.0 };
+        assert!(at(100.0).agrees_with(&at(150.0)));
+        assert!(!at(100.0).agrees_with(&at(250.0)));
+        assert!(!at(250.0).agrees_with(&at(100.0)));
+    }
 }

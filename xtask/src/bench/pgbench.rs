@@ -1,82 +1,130 @@
 //! pgbench on a compute and on a stock server with fsync on, same source, same disk.
 //!
-//! Rounds alternate between the two, clients are pinned to one CPU and the servers share both, so that both
-//! sides meet the same neighbours; the figure is the median of the rounds.
+//! Rounds alternate between the two, and the servers of both, storage included, have the same processors, so that
+//! both sides meet the same neighbours; the figure is the median of the rounds.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use pg_launch::PgInstall;
-use system_tests::cluster::{SUPERUSER, open_tempdir};
-use system_tests::{Cluster, Place, StockServer};
+use system_tests::cluster::SUPERUSER;
 
-use super::{Better, Row};
+use super::machine::pinned;
+use super::sides::{Settings, Sides};
+use super::{Better, Options, Row};
 use crate::build::Built;
 use crate::run::capture;
 
-/// 100,000 accounts each.
-const SCALE: &str = "10";
-const SHARED_BUFFERS: &str = "256MB";
+/// What the reference of every row is.
+const STOCK: &str = "stock PostgreSQL, fsync on";
+/// Room for all data of these benches in the local file cache.
+pub const LOCAL_CACHE: &[(&str, &str)] =
+    &[("neon.max_file_cache_size", "1GB"), ("neon.file_cache_size_limit", "1GB")];
 
-/// Cases: name, clients, further arguments.
-const CASES: &[(&str, &str, &[&str])] = &[
-    ("select/1", "1", &["-S"]),
-    ("select/8", "8", &["-S"]),
-    ("tpcb/1", "1", &[]),
-    ("tpcb/8", "8", &[]),
-];
+/// `bench pgbench`: everything in shared buffers, one and eight clients.
+pub fn run(built: &Built, options: &Options) -> Result<Vec<Row>> {
+    let mut sides = Sides::new(built, &options.pins)?;
+    sides.start(Settings { both: &[("shared_buffers", "256MB")], ours: &[] })?;
+    initialise(&sides, 10)?;
+    let select: &[&str] = &["-S"];
+    let cases =
+        [("select/1", 1, select), ("select/8", 8, select), ("tpcb/1", 1, &[]), ("tpcb/8", 8, &[])];
+    cases
+        .iter()
+        .map(|(case, clients, args)| compare(&sides, options, case, *clients, args))
+        .collect()
+}
 
-/// Runs all cases.
-pub fn run(built: &Built, seconds: u32, rounds: u32) -> Result<Vec<Row>> {
-    let place = Place { neon: built.neon.clone(), install: built.compute.clone() };
-    let cluster = Cluster::start(place)?;
-    let ours = cluster.endpoint("bench", "main", &[("shared_buffers", SHARED_BUFFERS)])?;
-    let temp = open_tempdir("neon-bench-")?;
-    let settings = [("shared_buffers", SHARED_BUFFERS), ("fsync", "on")];
-    let stock = StockServer::start(built.stock.clone(), &temp.path().join("stock"), &settings)?;
-    for port in [ours.port, stock.port()] {
-        pgbench(&built.stock, port, &["-i", "-q", "-s", SCALE])?;
-    }
-    let seconds = seconds.to_string();
-    let mut rows = Vec::new();
-    for (case, clients, extra) in CASES {
-        let mut args = vec!["-M", "prepared", "-T", seconds.as_str(), "-c", clients, "-j", "2"];
-        args.extend_from_slice(extra);
-        let (mut mine, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            mine.push(tps(&pgbench(&built.stock, ours.port, &args)?)?);
-            theirs.push(tps(&pgbench(&built.stock, stock.port(), &args)?)?);
-        }
-        let row = Row {
-            case: (*case).to_owned(),
-            ours: median(mine),
-            reference: None,
-            reference_is: None,
-            ratio: None,
-            unit: "tps".to_owned(),
-            better: Better::Higher,
-        };
-        rows.push(row.against(median(theirs), "stock PostgreSQL, fsync on"));
-    }
+/// `bench pgbench-select`: eight times as much data as shared buffers, all of it in the local file cache here and in
+/// the kernel's cache there; and all data in shared buffers.
+pub fn select(built: &Built, options: &Options) -> Result<Vec<Row>> {
+    let mut sides = Sides::new(built, &options.pins)?;
+    let settings = |shared_buffers| [("shared_buffers", shared_buffers), ("autovacuum", "off")];
+    let small = settings("32MB");
+    let small = Settings { both: &small, ours: LOCAL_CACHE };
+    sides.start(small)?;
+    // 17 times 15 MB: eight times 32 MB.
+    initialise(&sides, 17)?;
+    let relations = ["pgbench_accounts", "pgbench_accounts_pkey"];
+    let read = |sides: &Sides<'_>, into: &str| -> Result<()> {
+        sides.both("CREATE EXTENSION IF NOT EXISTS pg_prewarm")?;
+        relations
+            .iter()
+            .try_for_each(|name| sides.both(&format!("SELECT pg_prewarm('{name}', '{into}')")))
+    };
+    read(&sides, "read")?;
+    let mut rows = vec![compare(&sides, options, "lfc", 8, &["-S"])?];
+    let big = settings("512MB");
+    sides.start(Settings { both: &big, ours: LOCAL_CACHE })?;
+    read(&sides, "buffer")?;
+    rows.push(compare(&sides, options, "cached", 8, &["-S"])?);
     Ok(rows)
 }
 
-fn pgbench(install: &PgInstall, port: u16, args: &[&str]) -> Result<String> {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "0"]).arg(install.program("pgbench"));
-    command.env("LD_LIBRARY_PATH", install.lib_dir());
-    command.args(["-h", "127.0.0.1", "-U", SUPERUSER, "-p"]).arg(port.to_string());
-    capture(command.args(args).arg("postgres"))
+/// `bench pgbench-tpcb`: commits through a safekeeper that syncs, beside a server that syncs itself.
+pub fn tpcb(built: &Built, options: &Options) -> Result<Vec<Row>> {
+    let mut sides = Sides::new(built, &options.pins)?;
+    let settings = Settings { both: &[("shared_buffers", "512MB")], ours: LOCAL_CACHE };
+    sides.start(settings)?;
+    initialise(&sides, 20)?;
+    [("tpcb/1", 1), ("tpcb/8", 8), ("tpcb/32", 32)]
+        .iter()
+        .map(|(case, clients)| compare(&sides, options, case, *clients, &[]))
+        .collect()
 }
 
-fn tps(output: &str) -> Result<f64> {
+/// Makes and fills pgbench's tables; a unit of `scale` is 100,000 accounts, 15 MB.
+fn initialise(sides: &Sides<'_>, scale: u32) -> Result<()> {
+    for port in [sides.ours_port()?, sides.stock_port()?] {
+        pgbench(sides, port, &["-i", "-q", "-s", &scale.to_string()])?;
+    }
+    Ok(())
+}
+
+/// Transactions per second of both sides, in turns.
+fn compare(
+    sides: &Sides<'_>,
+    options: &Options,
+    case: &str,
+    clients: u32,
+    extra: &[&str],
+) -> Result<Row> {
+    let (seconds, clients) = (options.seconds.to_string(), clients.to_string());
+    let mut args = vec!["-M", "prepared", "-T", &seconds, "-c", &clients, "-j", "2"];
+    args.extend_from_slice(extra);
+    let (mut ours, mut stock) = (Vec::new(), Vec::new());
+    for _ in 0..options.rounds {
+        ours.push(tps(&pgbench(sides, sides.ours_port()?, &args)?)?);
+        stock.push(tps(&pgbench(sides, sides.stock_port()?, &args)?)?);
+    }
+    Row::of_rounds(case, &ours, "tps", Better::Higher)?.against_rounds(&stock, STOCK)
+}
+
+/// Runs pgbench against a port, where clients run; its output.
+pub fn pgbench(sides: &Sides<'_>, port: u16, args: &[&str]) -> Result<String> {
+    let install = sides.stock_install();
+    let mut command = Command::new(install.program("pgbench"));
+    command.env("LD_LIBRARY_PATH", install.lib_dir());
+    command.args(["-h", "127.0.0.1", "-U", SUPERUSER, "-p"]).arg(port.to_string());
+    command.args(args).arg("postgres");
+    pinned(sides.client_cpus(), || capture(&mut command))
+}
+
+/// Transactions per second in pgbench's output.
+pub fn tps(output: &str) -> Result<f64> {
     output
         .lines()
         .find_map(|line| line.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok())
         .with_context(|| format!("pgbench printed no tps: {output}"))
 }
 
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied().unwrap_or(0.0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactions_per_second_are_found() {
+        let output = "pgbench (17.11)\nlatency average = 0.5 ms\ntps = 1987.25 (without initial connection time)\n";
+        assert_eq!(tps(output).unwrap(), 1987.25);
+        assert!(tps("latency average = 0.5 ms").is_err());
+    }
 }

@@ -181,11 +181,24 @@ impl Redo {
 
     /// Answers with the page and forgets the request.
     pub(super) fn answer(&mut self, tag: BufferTag) {
+        self.finish(tag, |page| {
+            if write_all(STDOUT, page).is_err() {
+                die("could not write the answer");
+            }
+        });
+    }
+
+    /// Rebuilds the page like [`Redo::answer`] and forgets the request, but tells nobody.
+    pub(super) fn rehearse(&mut self, tag: BufferTag) {
+        self.finish(tag, |_| ());
+    }
+
+    fn finish(&mut self, tag: BufferTag, take: impl FnOnce(&[u8])) {
         // SAFETY: as in `begin`.
         unsafe { (*POSITION.get()).record = None };
         let fork = i32::from(tag.rel.fork.number());
         // SAFETY: reading a block through the buffer pool; the storage manager serves every block. The buffer
-        // stays pinned until the page has been written out, and nobody else can modify it.
+        // stays pinned until the page has been taken, and nobody else can modify it.
         unsafe {
             let buffer = pg::ReadBufferWithoutRelcache(
                 locator(tag.rel),
@@ -199,9 +212,7 @@ impl Redo {
                 die("the page was read into a local buffer");
             };
             let page = pg_sys::BufferBlocks.cast::<u8>().add(index * BLCKSZ);
-            if write_all(STDOUT, std::slice::from_raw_parts(page, BLCKSZ)).is_err() {
-                die("could not write the answer");
-            }
+            take(std::slice::from_raw_parts(page, BLCKSZ));
             pg::ReleaseBuffer(buffer);
         }
         self.reset();

@@ -4,7 +4,9 @@
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
-use walredo_protocol::{Input, Message, MessageError};
+use walredo_protocol::{BufferTag, Input, Message, MessageError};
+
+use crate::repeat::{self, Repeat};
 
 use super::redo::{Redo, current_position};
 use super::stdio::{die, exit, read_stdin};
@@ -33,6 +35,7 @@ pub fn install() {
     log::install();
     jail::die_with_parent();
     inmem_smgr::register();
+    repeat::define_setting();
     // SAFETY: settings of context "postmaster" may be set while libraries are preloaded; the strings are
     // constants. The hook variable is stored by the only thread, and an earlier hook has nothing to do here.
     unsafe {
@@ -66,9 +69,13 @@ unsafe extern "C-unwind" fn take_over() {
 /// Answers requests until the input ends.
 fn serve(mut redo: Redo) -> ! {
     let mut input = Input::default();
+    let mut repeat = Repeat::from_setting();
     loop {
         match input.next_message() {
-            Ok(Some(message)) => handle(&mut redo, message),
+            Ok(Some(message)) => {
+                repeat.rehearse(&message, |message| handle(&mut redo, message, Redo::rehearse));
+                handle(&mut redo, message, Redo::answer);
+            }
             Ok(None) => match input.fill::<ReadError>(|target| Ok(read_stdin(target)?)) {
                 Ok(0) if input.is_empty() => exit(0),
                 Ok(0) => die("input ends inside a message"),
@@ -81,13 +88,13 @@ fn serve(mut redo: Redo) -> ! {
     }
 }
 
-fn handle(redo: &mut Redo, message: Message<'_>) {
+fn handle(redo: &mut Redo, message: Message<'_>, get: impl FnOnce(&mut Redo, BufferTag)) {
     let target = current_position().tag();
     match message {
         Message::Begin(tag) => redo.begin(tag),
         Message::Push(tag, page) if target == Some(tag) => redo.push(page),
         Message::Apply { end_lsn, record } if target.is_some() => redo.apply(end_lsn, record),
-        Message::Get(tag) if target == Some(tag) => redo.answer(tag),
+        Message::Get(tag) if target == Some(tag) => get(redo, tag),
         Message::Push(tag, _) | Message::Get(tag) => {
             die(&format!("message about {tag} outside a request for it"))
         }

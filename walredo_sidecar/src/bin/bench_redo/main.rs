@@ -2,15 +2,19 @@
 //!
 //! `bench_redo [--seconds N]`, with NEON_PG_INSTALL naming the patched installation. Cases:
 //!
-//! - `short/C`: four inserts into one heap page, no base image, C callers of one manager with one process.
+//! - `short/C`: four inserts into one heap page, no base image, C callers of one manager with one process, through
+//!   the pipe.
 //! - `medium/C`: the 226 inserts that fill a heap page with one-column rows, no base image.
 //! - `image/C`: a base image and one insert.
-//! - `.../1 back to back`: the same requests without waiting for answers in between, which leaves the work of
-//!   the redo process itself: the hand-over between processes is the difference.
+//! - `.../C/in-process`: the same without the hand-over between the processes; the reference is the row through the
+//!   pipe.
+//! - `.../1 back to back`: through the pipe, without waiting for answers in between.
 //!
 //! Times are microseconds of wall time. With one caller `ours` is the median, which a busy machine disturbs
 //! little; with several it is the mean, which is callers divided by throughput. Mean, p50 and p99 go along.
 
+mod child;
+mod in_process;
 mod input;
 mod pipelined;
 
@@ -27,6 +31,7 @@ use nix::unistd::Pid;
 use pg_launch::{PgInstall, unprivileged_user};
 use pg_types::{Key, TenantId};
 use serde_json::{Value, json};
+use walredo_sidecar::datadir::Template;
 use walredo_sidecar::{PostgresRedoManager, WalRedoConfig, WalRedoEnv, WalRedoManager};
 
 use input::Request;
@@ -61,8 +66,9 @@ fn run() -> Result<(), Failure> {
         .ok_or("NEON_PG_INSTALL is not set: it names the root of the patched PostgreSQL")?;
     let dir =
         tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir()?;
+    let install = PgInstall::new(PathBuf::from(root))?;
     let config = WalRedoConfig {
-        installs: BTreeMap::from([(PG_VERSION, PgInstall::new(PathBuf::from(root))?)]),
+        installs: BTreeMap::from([(PG_VERSION, install.clone())]),
         user: unprivileged_user()?,
         work_dir: dir.path().to_owned(),
         wal_redo_timeout: Duration::from_secs(60),
@@ -71,26 +77,38 @@ fn run() -> Result<(), Failure> {
     let env = Arc::new(WalRedoEnv::new(config.clone()));
     let manager = PostgresRedoManager::new(env, TenantId([1; 16]), dir.path().to_owned());
 
-    let mut rows = Vec::new();
     // Known figures in microseconds: (case, callers, figure).
     let cases = [
         (input::short(), "short", [(1, Some(31.8)), (8, Some(66.4))]),
         (input::medium(), "medium", [(1, Some(137.9)), (8, Some(780.3))]),
         (input::image(), "image", [(1, None), (8, None)]),
     ];
+    let mut rows = Vec::new();
+    let mut through_pipe = Vec::new();
     for (request, name, callers) in &cases {
         request.execute(&manager)?;
         for (callers, reference) in callers {
             let times = callers_of(&manager, request, *callers, seconds)?;
             let ours = times.p50.filter(|_| *callers == 1).unwrap_or(times.mean);
-            rows.push(row(&format!("{name}/{callers}"), ours, &times, *reference));
+            let reference = reference.map(|reference| (reference, REFERENCE));
+            rows.push(row(&format!("{name}/{callers}"), ours, &times, reference));
+            through_pipe.push((request, name, *callers, ours));
         }
     }
     manager.shutdown();
+    let template = Template::create(&install, PG_VERSION, &config.work_dir, config.user.as_ref())?;
+    let mut once_us = 0.0;
+    for (request, name, callers, pipe) in through_pipe {
+        if callers == 1 {
+            once_us = pipe;
+        }
+        let ours = in_process::time_us((&config, &template), request, callers, once_us, seconds)?;
+        let case = format!("{name}/{callers}/in-process");
+        rows.push(row(&case, ours, &Times::only(ours), Some((pipe, "the same through the pipe"))));
+    }
     for (request, name, _) in &cases {
-        let mean = pipelined::mean_us(&config, request, seconds)?;
-        let times = Times { mean, p50: None, p99: None };
-        rows.push(row(&format!("{name}/1 back to back"), mean, &times, None));
+        let ours = pipelined::mean_us(&config, &template, request, seconds)?;
+        rows.push(row(&format!("{name}/1 back to back"), ours, &Times::only(ours), None));
     }
     println!("{}", serde_json::to_string_pretty(&rows)?);
     Ok(())
@@ -103,7 +121,14 @@ struct Times {
     p99: Option<f64>,
 }
 
-fn row(case: &str, ours: f64, times: &Times, reference: Option<f64>) -> Value {
+impl Times {
+    fn only(mean: f64) -> Times {
+        Times { mean, p50: None, p99: None }
+    }
+}
+
+fn row(case: &str, ours: f64, times: &Times, reference: Option<(f64, &str)>) -> Value {
+    let (reference, reference_is) = reference.unzip();
     json!({
         "case": case,
         "ours": ours,
@@ -111,7 +136,7 @@ fn row(case: &str, ours: f64, times: &Times, reference: Option<f64>) -> Value {
         "p50": times.p50,
         "p99": times.p99,
         "reference": reference,
-        "reference_is": reference.map(|_| REFERENCE),
+        "reference_is": reference_is,
         "ratio": reference.map(|reference| reference / ours),
         "unit": "us",
         "better": "lower",
@@ -157,9 +182,16 @@ fn callers_of(
         }
         Ok(all)
     })?;
-    times.sort_by(f64::total_cmp);
-    let at = |share: usize| times.get(times.len() * share / 100).copied();
-    #[expect(clippy::cast_precision_loss, reason = "a count of requests")]
-    let mean = times.iter().sum::<f64>() / times.len() as f64;
-    Ok(Times { mean, p50: at(50), p99: at(99) })
+    let mean = mean(&times).ok_or("nothing was measured")?;
+    Ok(Times { mean, p50: percentile(&mut times, 50), p99: percentile(&mut times, 99) })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of requests")]
+fn mean(samples: &[f64]) -> Option<f64> {
+    (!samples.is_empty()).then(|| samples.iter().sum::<f64>() / samples.len() as f64)
+}
+
+fn percentile(samples: &mut [f64], percent: usize) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() * percent / 100).copied()
 }
