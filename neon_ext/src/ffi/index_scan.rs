@@ -34,8 +34,8 @@ mod raw {
     }
 }
 
-/// `BTScanPosItem` of `access/nbtree.h`, which the bindings leave out; the layouts are those of PostgreSQL 17, and
-/// `tests/pg_patch_probes.rs` compares them with the server's headers.
+/// `BTScanPosItem` of `access/nbtree.h`, which the bindings leave out; layouts do not
+/// change within a major version.
 #[repr(C)]
 struct BtScanPosItem {
     heap_tid: pg_sys::ItemPointerData,
