@@ -79,10 +79,6 @@ fn neon_get_lfc_stats() -> TableIterator<'static, (name!(lfc_key, String), name!
 
 /// Pages in the local file cache.
 #[pg_extern]
-#[expect(
-    clippy::type_complexity,
-    reason = "the macro reads the columns from the type as it is written"
-)]
 fn local_cache_pages() -> TableIterator<
     'static,
     (
