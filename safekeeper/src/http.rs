@@ -27,6 +27,7 @@ use axum::routing::{get, post, put};
 use pg_types::{NodeId, TenantId, TimelineId};
 use serde_json::json;
 use wal_consensus::membership::MembershipConf;
+use wal_consensus::refusal::Refusal;
 
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
@@ -147,19 +148,10 @@ async fn switch_membership(
     let Json(requested) = body?;
     let timeline = api.timelines.get(id(path)?)?;
     let previous_conf = timeline.state().await?.mconf;
-    if requested.generation < previous_conf.generation {
-        let body = json!({
-            "code": "membership_is_newer",
-            "msg": format!(
-                "membership generation {} is older than the current {}",
-                requested.generation, previous_conf.generation
-            ),
-            "requested": requested,
-            "current": previous_conf,
-        });
-        return Ok((StatusCode::CONFLICT, Json(body)).into_response());
+    match timeline.with_core(|core| core.switch_membership(&requested)).await? {
+        Ok(out) => timeline.dispatch(out),
+        Err(refusal) => return refused_switch(refusal),
     }
-    timeline.with_core(|core| core.switch_membership(&requested)).await??;
     let progress = timeline.progress();
     Ok(Json(MembershipResponse {
         previous_conf,
@@ -168,6 +160,17 @@ async fn switch_membership(
         flush_lsn: progress.ladder.flush_lsn,
     })
     .into_response())
+}
+
+fn refused_switch(refusal: Refusal) -> ApiResult<axum::response::Response> {
+    let msg = refusal.to_string();
+    let (code, requested, current) = match refusal {
+        Refusal::ConfOlder { requested, current } => ("membership_is_newer", requested, current),
+        Refusal::ConfConflict { requested, current } => ("membership_differs", requested, current),
+        refusal => return Err(refusal.into()),
+    };
+    let body = json!({ "code": code, "msg": msg, "requested": requested, "current": current });
+    Ok((StatusCode::CONFLICT, Json(body)).into_response())
 }
 
 async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {

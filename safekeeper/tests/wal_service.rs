@@ -335,6 +335,9 @@ async fn http_api() {
         (status, &body["requested"]["generation"], &body["current"]["generation"]),
         (409, &1.into(), &2.into())
     );
+    let other = conf(2, 1).replace("\"h\"", "\"elsewhere\"");
+    let (status, body) = node.http("PUT", &membership, &other);
+    assert_eq!((status, body["code"].as_str()), (409, Some("membership_differs")));
     assert_eq!(node.http("POST", &membership, &conf(3, 1)).0, 405);
     let (_, metrics) = node.http("GET", "/metrics", "");
     assert!(metrics.as_str().unwrap().contains("safekeeper_lsn{"), "{metrics}");

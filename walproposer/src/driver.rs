@@ -307,6 +307,9 @@ impl Driver {
                 tracing::trace!(%commit_lsn, "commit");
                 self.milestones.committed = true;
             }
+            ProposerCommand::ConfAdopted { mconf } => {
+                tracing::info!(%mconf, "membership configuration adopted");
+            }
             ProposerCommand::Synced { end_lsn } => self.milestones.synced = Some(end_lsn),
             ProposerCommand::Reconnect { sk, fault } => {
                 let endpoint = self.safekeepers.get(sk.0).map(|sk| sk.endpoint().to_string());

@@ -15,7 +15,7 @@ use crate::term_history::TermHistory;
 pub struct ConnId(pub u64);
 
 /// Which timeline on which safekeeper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AcceptorIdentity {
     /// The safekeeper.
     pub node_id: NodeId,
@@ -26,7 +26,7 @@ pub struct AcceptorIdentity {
 }
 
 /// The part of a safekeeper's control file that consensus decides upon. It replaces the whole of the former one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AcceptorState {
     /// The membership configuration.
     pub mconf: MembershipConf,
@@ -52,7 +52,7 @@ pub struct AcceptorState {
 
 /// One duty of an acceptor's runtime. `README.md` holds the contract; in short: in order, each one finished before the
 /// next begins, except that a [`FlushWal`](AcceptorCommand::FlushWal) that may wait does not hold up anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum AcceptorCommand {
     /// Make this state durable.
     SaveState(Box<AcceptorState>),

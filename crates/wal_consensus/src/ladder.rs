@@ -11,7 +11,7 @@ use pg_types::Lsn;
 ///
 /// `flush` is the end of the last whole record on disk, `synced` the last byte on disk, which may be inside a record.
 /// The commit position of the *quorum* may be far above a safekeeper that lags; it is no rung.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LsnLadder {
     /// First position of the timeline anywhere; 0 while unknown.
     pub timeline_start_lsn: Lsn,
@@ -32,7 +32,7 @@ pub struct LsnLadder {
 }
 
 /// Two positions in the wrong order.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{lower_name} {lower} is above {upper_name} {upper}")]
 pub struct LadderError {
     /// Name of the position that should be the lower one.

@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 pub mod acceptor;
+pub mod change;
 pub mod codec;
 pub mod command;
 pub mod ladder;
 pub mod limits;
 pub mod membership;
 pub mod message;
+mod mutant;
 pub mod proposer;
 pub mod quorum;
 mod read;
@@ -17,4 +19,8 @@ pub mod term_history;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod model_check;
+#[cfg(test)]
 mod refusal_tests;
+#[cfg(test)]
+mod simulation;

@@ -4,6 +4,9 @@
 /// would only slow every commit.
 pub const MEMBERS_MAX: usize = 31;
 
+/// Most safekeepers a proposer talks to: two full sets of a joint configuration.
+pub const SAFEKEEPERS_MAX: usize = 2 * MEMBERS_MAX;
+
 /// Most WAL bytes in one append request: `MAX_SEND_SIZE` of `walsender.c`, 16 pages, so that one message of the
 /// walsender fits into one message to a safekeeper.
 pub const APPEND_BYTES_MAX: usize = 16 * 8192;

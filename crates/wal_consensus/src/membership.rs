@@ -1,12 +1,14 @@
 //! Membership configuration: which safekeepers may vote and count (facts of L225, L226, L238).
 
+use std::fmt;
+
 use pg_types::{Generation, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::MEMBERS_MAX;
 
 /// One safekeeper of a configuration, with where computes reach it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Member {
     /// The safekeeper's number; never 0.
     pub id: NodeId,
@@ -21,7 +23,7 @@ pub struct Member {
 ///
 /// Generation 0 with no members is the empty configuration (L238): the quorum is then a majority of the addresses the
 /// proposer was given.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MembershipConf {
     /// Rises with every change; a generation's content never changes.
     pub generation: Generation,
@@ -33,7 +35,7 @@ pub struct MembershipConf {
 }
 
 /// Why a configuration is not acceptable.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum MembershipError {
     /// A generation above 0 must name somebody.
     #[error("membership configuration of generation {0} has no members")]
@@ -90,6 +92,46 @@ impl MembershipConf {
     pub fn all_members(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().chain(self.new_members.iter().flatten())
     }
+
+    /// Whether decisions need two majorities.
+    pub fn is_joint(&self) -> bool {
+        self.new_members.is_some()
+    }
+
+    /// Whether both are the same configuration. A set has no order, so the order of members does not matter.
+    pub fn same_as(&self, other: &MembershipConf) -> bool {
+        let new_sets = (self.new_members.as_deref(), other.new_members.as_deref());
+        self.generation == other.generation
+            && same_set(&self.members, &other.members)
+            && match new_sets {
+                (Some(ours), Some(theirs)) => same_set(ours, theirs),
+                (ours, theirs) => ours.is_none() && theirs.is_none(),
+            }
+    }
+}
+
+/// Whether two lists name the same safekeepers at the same addresses, in whatever order.
+pub fn same_set(left: &[Member], right: &[Member]) -> bool {
+    let sorted = |set: &[Member]| {
+        let mut set = set.to_vec();
+        set.sort();
+        set
+    };
+    sorted(left) == sorted(right)
+}
+
+impl fmt::Display for MembershipConf {
+    /// `2[1 2 3]`, or `3[1 2 3 | 1 4 5]` while joint.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |set: &[Member]| -> String {
+            set.iter().map(|member| member.id.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        write!(f, "{}[{}", self.generation, names(&self.members))?;
+        if let Some(set) = &self.new_members {
+            write!(f, " | {}", names(set))?;
+        }
+        f.write_str("]")
+    }
 }
 
 fn validate_set(set: &[Member]) -> Result<(), MembershipError> {
@@ -109,3 +151,6 @@ fn validate_set(set: &[Member]) -> Result<(), MembershipError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

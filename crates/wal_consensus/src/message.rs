@@ -7,7 +7,7 @@ use crate::membership::MembershipConf;
 use crate::term_history::TermHistory;
 
 /// What a proposer sends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ProposerMessage {
     /// Introduction; always the first message of a connection.
     Greeting(ProposerGreeting),
@@ -20,7 +20,7 @@ pub enum ProposerMessage {
 }
 
 /// What a safekeeper answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum AcceptorMessage {
     /// Answer to a greeting.
     Greeting(AcceptorGreeting),
@@ -31,7 +31,7 @@ pub enum AcceptorMessage {
 }
 
 /// Tag `g`, proposer to safekeeper.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProposerGreeting {
     /// Sent as 32 hexadecimal digits (L231).
     pub tenant_id: TenantId,
@@ -48,7 +48,7 @@ pub struct ProposerGreeting {
 }
 
 /// Tag `g`, safekeeper to proposer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AcceptorGreeting {
     /// Who answers.
     pub node_id: NodeId,
@@ -59,7 +59,7 @@ pub struct AcceptorGreeting {
 }
 
 /// Tag `v`, proposer to safekeeper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VoteRequest {
     /// Generation of the proposer's configuration.
     pub generation: Generation,
@@ -68,7 +68,7 @@ pub struct VoteRequest {
 }
 
 /// Tag `v`, safekeeper to proposer. Everything the safekeeper holds is flushed before this leaves it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VoteResponse {
     /// Generation of the safekeeper's configuration.
     pub generation: Generation,
@@ -85,7 +85,7 @@ pub struct VoteResponse {
 }
 
 /// Tag `e`, proposer to safekeeper. There is no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProposerElected {
     /// Generation of the proposer's configuration.
     pub generation: Generation,
@@ -98,7 +98,7 @@ pub struct ProposerElected {
 }
 
 /// Head of an append request; the WAL bytes follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AppendHeader {
     /// Generation of the proposer's configuration.
     pub generation: Generation,
@@ -115,7 +115,7 @@ pub struct AppendHeader {
 }
 
 /// Tag `a`, proposer to safekeeper.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AppendRequest {
     /// All but the bytes.
     pub header: AppendHeader,
@@ -124,7 +124,7 @@ pub struct AppendRequest {
 }
 
 /// What hot standbys that read from a safekeeper ask the primary to keep; all zero when there is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HotStandbyFeedback {
     /// When it was said.
     pub ts: TimestampTz,
@@ -135,7 +135,7 @@ pub struct HotStandbyFeedback {
 }
 
 /// Tag `a`, safekeeper to proposer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AppendResponse {
     /// Generation of the safekeeper's configuration.
     pub generation: Generation,

@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 use pg_types::{Lsn, NodeId};
 
 use crate::membership::MembershipConf;
+use crate::mutant::{self, Mutant};
 
 /// Smallest number of `count` voters that any two of such groups share a member.
 pub fn majority(count: usize) -> usize {
+    if mutant::is(Mutant::MajorityOneShort) {
+        return (count / 2).max(1);
+    }
     count / 2 + 1
 }
 
 /// The sets whose majorities decide.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Electorate {
     /// The empty configuration: this many safekeepers, known only by the numbers they give in their greetings.
     Unnamed {
@@ -31,6 +35,12 @@ impl Electorate {
             return Electorate::Unnamed { count: addresses };
         }
         let sets = std::iter::once(&mconf.members).chain(&mconf.new_members);
+        let sets: Vec<_> = match &mconf.new_members {
+            Some(_) if mutant::is(Mutant::OnlyOldMembersCount) => sets.take(1).collect(),
+            Some(_) if mutant::is(Mutant::OnlyNewMembersCount) => sets.skip(1).collect(),
+            _ => sets.collect(),
+        };
+        let sets = sets.into_iter();
         Electorate::Named(sets.map(|set| set.iter().map(|member| member.id).collect()).collect())
     }
 

@@ -3,11 +3,11 @@
 use pg_types::{Generation, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use crate::ladder::LadderError;
-use crate::membership::MembershipError;
+use crate::membership::{MembershipConf, MembershipError};
 use crate::term_history::TermHistoryError;
 
 /// The reason that the other side is told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// The greeting names another timeline than the connection was opened for.
     #[error("greeting is for timeline {tenant_id}/{timeline_id}, this is another one")]
@@ -49,9 +49,22 @@ pub enum Refusal {
         /// Generation here.
         ours: Generation,
     },
+    /// A configuration that was replaced already. The sender is told both, so that it can go on from the current one.
+    #[error("membership configuration {requested} is older than the current {current}")]
+    ConfOlder {
+        /// What was asked for.
+        requested: Box<MembershipConf>,
+        /// What is in force.
+        current: Box<MembershipConf>,
+    },
     /// Two contents for one generation: somebody broke the rules.
-    #[error("membership generation {0} has another content here")]
-    ConfConflict(Generation),
+    #[error("membership configuration {requested} contradicts the current {current}")]
+    ConfConflict {
+        /// What was asked for.
+        requested: Box<MembershipConf>,
+        /// What is in force.
+        current: Box<MembershipConf>,
+    },
     /// A configuration that this safekeeper is not part of.
     #[error(
         "safekeeper {node_id} is not in the membership configuration of generation {generation}"
@@ -144,11 +157,19 @@ pub enum Refusal {
 }
 
 /// Why a timeline is taken out of service on this safekeeper. Other timelines go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Quarantine {
     /// Positions are out of order.
     #[error(transparent)]
     Ladder(#[from] LadderError),
+    /// The log speaks of a term that this safekeeper never promised.
+    #[error("the term history ends with term {last}, above the promised term {term}")]
+    HistoryAheadOfTerm {
+        /// The promise.
+        term: Term,
+        /// Last term of the history.
+        last: Term,
+    },
     /// What the runtime reports about its WAL cannot be.
     #[error(
         "reported as durable: {flush_lsn}/{synced_lsn}, but the log ends at {write_lsn} and was durable up to {known_lsn}"

@@ -5,11 +5,12 @@ use pg_types::{Generation, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use crate::acceptor::{Acceptor, AcceptorInput};
 use crate::command::{AcceptorCommand, AcceptorIdentity, AcceptorState, ConnId};
-use crate::membership::{Member, MembershipConf};
+use crate::membership::{Member, MembershipConf, MembershipError};
 use crate::message::{
-    AppendHeader, AppendRequest, ProposerElected, ProposerGreeting, ProposerMessage, VoteRequest,
+    AcceptorMessage, AppendHeader, AppendRequest, ProposerElected, ProposerGreeting,
+    ProposerMessage, VoteRequest,
 };
-use crate::refusal::Refusal;
+use crate::refusal::{Quarantine, Refusal};
 use crate::term_history::{TermHistory, TermLsn};
 
 const CONN: ConnId = ConnId(1);
@@ -120,15 +121,91 @@ fn membership_only_moves_forward() {
     let newer = ProposerGreeting { mconf: conf(2, &[1, 2]), ..greeting() };
     let commands = send(&mut acceptor, ProposerMessage::Greeting(newer));
     assert!(matches!(commands[..], [AcceptorCommand::SaveState(_), AcceptorCommand::Reply { .. }]));
-    assert_eq!(acceptor.switch_membership(&conf(1, &[1])), Ok(vec![]));
+    // The same one again, in whatever order, changes nothing (L240).
     assert_eq!(acceptor.switch_membership(&conf(2, &[1, 2])), Ok(vec![]));
-    let conflict = acceptor.switch_membership(&conf(2, &[1, 3]));
-    assert_eq!(conflict, Err(Refusal::ConfConflict(Generation(2))));
+    assert_eq!(acceptor.switch_membership(&conf(2, &[2, 1])), Ok(vec![]));
+    // L241
+    let older = acceptor.switch_membership(&conf(1, &[1])).unwrap_err();
+    let (requested, current) = (Box::new(conf(1, &[1])), Box::new(conf(2, &[1, 2])));
+    assert_eq!(older, Refusal::ConfOlder { requested, current });
+    assert_eq!(older.to_string(), "membership configuration 1[1] is older than the current 2[1 2]");
+    let conflict = acceptor.switch_membership(&conf(2, &[1, 3])).unwrap_err();
+    let (requested, current) = (Box::new(conf(2, &[1, 3])), Box::new(conf(2, &[1, 2])));
+    assert_eq!(conflict, Refusal::ConfConflict { requested, current });
+    let stranger = acceptor.switch_membership(&conf(3, &[2, 3])).unwrap_err();
+    let expected = Refusal::NotMember { node_id: NodeId(1), generation: Generation(3) };
+    assert_eq!(stranger, expected);
+    let malformed = acceptor.switch_membership(&conf(3, &[1, 1])).unwrap_err();
+    assert!(matches!(malformed, Refusal::Membership(MembershipError::Duplicate(NodeId(1)))));
     assert_eq!(acceptor.state().mconf, conf(2, &[1, 2]));
-    let vote =
-        ProposerMessage::VoteRequest(VoteRequest { generation: Generation(1), term: Term(9) });
-    let expected = Refusal::Generation { theirs: Generation(1), ours: Generation(2) };
-    assert_eq!(refusal(&mut acceptor, vote), expected);
+    // Being a member to be is enough.
+    let joint = MembershipConf { new_members: Some(conf(3, &[1]).members), ..conf(3, &[2]) };
+    assert!(matches!(
+        acceptor.switch_membership(&joint).unwrap()[..],
+        [AcceptorCommand::SaveState(_)]
+    ));
+    // A proposer with an older one is told the newer one, and what it wants is refused.
+    let commands = send(&mut acceptor, ProposerMessage::Greeting(greeting()));
+    let [AcceptorCommand::Reply { message: AcceptorMessage::Greeting(answer), .. }] = &commands[..]
+    else {
+        panic!("{commands:?}")
+    };
+    assert_eq!(answer.mconf, joint);
+    let refused =
+        |theirs: u32| Refusal::Generation { theirs: Generation(theirs), ours: Generation(3) };
+    let (generation, term) = (Generation(2), Term(9));
+    let vote = ProposerMessage::VoteRequest(VoteRequest { generation, term });
+    assert_eq!(refusal(&mut acceptor, vote), refused(2));
+    assert_eq!(refusal(&mut acceptor, elected(9, 300, &[(0, 100), (9, 300)])), refused(0));
+    assert_eq!(refusal(&mut acceptor, append(3, 300, 8)), refused(0));
+}
+
+/// Neither WAL nor a vote crosses from one generation to the next.
+#[test]
+fn a_switch_closes_who_speaks_for_the_older_configuration() {
+    let mut acceptor = acceptor();
+    send(&mut acceptor, elected(5, 300, &[(0, 100), (3, 160), (5, 300)]));
+    send(&mut acceptor, append(5, 300, 8));
+    let candidate = ConnId(2);
+    let (generation, term) = (Generation(0), Term(6));
+    let message = ProposerMessage::VoteRequest(VoteRequest { generation, term });
+    let mut streaming_only = acceptor.clone();
+    let closed = |commands: Vec<AcceptorCommand>| -> Vec<ConnId> {
+        let close = |command: &AcceptorCommand| match command {
+            AcceptorCommand::Close { conn, refusal } => {
+                assert!(matches!(**refusal, Refusal::Generation { .. }));
+                Some(*conn)
+            }
+            _ => None,
+        };
+        commands.iter().filter_map(close).collect()
+    };
+    let commands = streaming_only.switch_membership(&conf(1, &[1])).unwrap();
+    assert_eq!(closed(commands), [CONN]);
+    assert_eq!(
+        refusal(&mut streaming_only, append(5, 308, 8)),
+        Refusal::Generation { theirs: Generation(0), ours: Generation(1) }
+    );
+    acceptor.step(AcceptorInput::Message { conn: candidate, message });
+    let commands = acceptor.switch_membership(&conf(1, &[1])).unwrap();
+    assert_eq!(closed(commands), [candidate]);
+    let report = AcceptorInput::Flushed { flush_lsn: Lsn(308), synced_lsn: Lsn(308) };
+    assert_eq!(acceptor.step(report), [], "no vote of the older generation leaves");
+}
+
+#[test]
+fn terms_are_raised_on_order() {
+    let mut acceptor = acceptor();
+    send(&mut acceptor, elected(5, 300, &[(0, 100), (3, 160), (5, 300)]));
+    assert_eq!(acceptor.step(AcceptorInput::RaiseTerm { term: Term(5) }), []);
+    let commands = acceptor.step(AcceptorInput::RaiseTerm { term: Term(7) });
+    // The leader of the older term is told.
+    assert!(matches!(
+        commands[..],
+        [AcceptorCommand::SaveState(_), AcceptorCommand::Reply { conn: CONN, .. }]
+    ));
+    assert_eq!(acceptor.state().term, Term(7));
+    assert_eq!(acceptor.step(AcceptorInput::RaiseTerm { term: Term(6) }), []);
 }
 
 #[test]
@@ -184,6 +261,19 @@ fn impossible_reports_take_one_timeline_out_of_service() {
     assert!(matches!(commands[..], [AcceptorCommand::Quarantine { .. }]));
     let refused = refusal(&mut acceptor, append(3, 300, 8));
     assert!(matches!(refused, Refusal::Quarantined(_)));
+}
+
+#[test]
+fn a_history_above_the_promise_takes_the_timeline_out_of_service() {
+    let good = acceptor();
+    let identity =
+        AcceptorIdentity { node_id: NodeId(1), tenant_id: TENANT, timeline_id: TIMELINE };
+    let state = AcceptorState { term: Term(2), ..good.state().clone() };
+    let mut bad = Acceptor::new(identity, state, Lsn(300)).unwrap();
+    let commands = bad.step(AcceptorInput::SaveState);
+    let reason = Quarantine::HistoryAheadOfTerm { term: Term(2), last: Term(3) };
+    assert_eq!(commands, [AcceptorCommand::Quarantine { reason: reason.clone() }]);
+    assert_eq!(bad.switch_membership(&conf(1, &[1])), Err(Refusal::Quarantined(reason)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use pg_types::{Lsn, Term};
 use serde::{Deserialize, Serialize};
 
 /// "From `lsn` on, WAL was written by the proposer of `term`."
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TermLsn {
     /// The term.
     pub term: Term,
@@ -25,12 +25,12 @@ impl From<(u64, u64)> for TermLsn {
 ///
 /// A safekeeper adopts the whole history of an elected proposer at once, before the WAL it speaks of has arrived: cut
 /// it with [`TermHistory::up_to`] before drawing conclusions about what a log holds.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<TermLsn>", into = "Vec<TermLsn>")]
 pub struct TermHistory(Vec<TermLsn>);
 
 /// Why a list is not a term history, or why two histories cannot be of one log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum TermHistoryError {
     /// Terms must strictly rise.
     #[error("term history entry {index}: term {term} follows term {previous}")]

@@ -180,13 +180,16 @@ impl Core {
         Ok(std::mem::take(&mut self.out))
     }
 
-    /// Switches the membership configuration; the inner error is a refusal.
+    /// Switches the membership configuration and closes who speaks for an older one; the inner error is a refusal.
     pub fn switch_membership(
         &mut self,
         mconf: &MembershipConf,
-    ) -> Result<Result<(), Refusal>, Broken> {
+    ) -> Result<Result<Vec<Outgoing>, Refusal>, Broken> {
         match self.acceptor.switch_membership(mconf) {
-            Ok(commands) => self.execute(commands).map(Ok),
+            Ok(commands) => {
+                self.execute(commands)?;
+                Ok(Ok(std::mem::take(&mut self.out)))
+            }
             Err(refusal) => Ok(Err(refusal)),
         }
     }

@@ -1,6 +1,6 @@
 //! From greetings to the elected message.
 
-use pg_types::{Generation, Lsn, NodeId, Term, xlog};
+use pg_types::{Lsn, NodeId, Term, xlog};
 
 use super::{
     Commands, LostReason, Phase, Proposer, ProposerCommand, ProposerMode, Range, SkFault, SkId,
@@ -9,12 +9,13 @@ use super::{
 use crate::message::{
     AcceptorGreeting, ProposerElected, ProposerGreeting, ProposerMessage, VoteRequest, VoteResponse,
 };
-use crate::quorum::Electorate;
+use crate::mutant::{self, Mutant};
 use crate::term_history::{TermLsn, common_point};
 
 impl Proposer {
     pub(super) fn connected(&mut self, sk: SkId, commands: &mut Commands) {
         self.disconnected(sk);
+        self.make_room(sk);
         let greeting = self.own_greeting();
         if let Some(slot) = self.slots.get_mut(sk.0) {
             slot.phase = SlotPhase::Greeting;
@@ -22,7 +23,7 @@ impl Proposer {
         }
     }
 
-    fn own_greeting(&self) -> ProposerMessage {
+    pub(super) fn own_greeting(&self) -> ProposerMessage {
         ProposerMessage::Greeting(ProposerGreeting {
             tenant_id: self.config.tenant_id,
             timeline_id: self.config.timeline_id,
@@ -61,9 +62,10 @@ impl Proposer {
         slot.phase = SlotPhase::Greeted;
         let generation = self.config.mconf.generation;
         if generation < greeting.mconf.generation {
-            self.adopt_conf(sk, &greeting, commands)?;
+            self.adopt_conf(sk, &greeting.mconf, commands)?;
         } else if greeting.mconf.generation < generation {
-            self.fault(sk, SkFault::OldConf, commands);
+            let (theirs, ours) = (greeting.mconf.generation, generation);
+            self.fault(sk, SkFault::OldConf { theirs, ours }, commands);
             return Ok(());
         }
         match self.phase {
@@ -75,29 +77,6 @@ impl Proposer {
             }
             Phase::Over => Ok(()),
         }
-    }
-
-    /// Membership has moved on. Before the campaign that only means greeting the others again, so that they learn it too;
-    /// after it, the votes were counted by the wrong electorate.
-    fn adopt_conf(
-        &mut self,
-        sk: SkId,
-        greeting: &AcceptorGreeting,
-        commands: &mut Commands,
-    ) -> Step {
-        if self.phase != Phase::CollectingTerms {
-            return Err(LostReason::ConfChanged { sk });
-        }
-        self.config.mconf = greeting.mconf.clone();
-        self.electorate = Electorate::of(&self.config.mconf, self.config.safekeepers);
-        let message = self.own_greeting();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if index != sk.0 && slot.phase == SlotPhase::Greeted {
-                slot.phase = SlotPhase::Greeting;
-                commands.push(ProposerCommand::Send { sk: SkId(index), message: message.clone() });
-            }
-        }
-        Ok(())
     }
 
     fn try_campaign(&mut self, commands: &mut Commands) -> Step {
@@ -125,7 +104,7 @@ impl Proposer {
         Ok(())
     }
 
-    fn request_vote(&mut self, sk: SkId, commands: &mut Commands) {
+    pub(super) fn request_vote(&mut self, sk: SkId, commands: &mut Commands) {
         let request = VoteRequest { generation: self.config.mconf.generation, term: self.term };
         if let Some(slot) = self.slot_mut(sk, SlotPhase::Greeted) {
             slot.phase = SlotPhase::Voting;
@@ -141,21 +120,15 @@ impl Proposer {
         Ok(())
     }
 
-    pub(super) fn check_generation(&self, sk: SkId, generation: Generation) -> Step {
-        if generation == self.config.mconf.generation {
-            Ok(())
-        } else {
-            Err(LostReason::ConfChanged { sk })
-        }
-    }
-
     pub(super) fn vote_response(
         &mut self,
         sk: SkId,
         response: VoteResponse,
         commands: &mut Commands,
     ) -> Step {
-        self.check_generation(sk, response.generation)?;
+        if !self.is_of_own_generation(sk, response.generation, commands) {
+            return Ok(());
+        }
         let own_term = self.term;
         let Some(slot) = self.slot_mut(sk, SlotPhase::Voting) else {
             self.fault(sk, SkFault::Unexpected("vote response"), commands);
@@ -231,9 +204,7 @@ impl Proposer {
 
     /// The voter with the newest log: by the term of its last WAL first, by length second.
     fn choose_donor(&self) -> Option<(SkId, Vote)> {
-        let newest = self
-            .votes()
-            .max_by_key(|(_, vote)| (vote.history.last_log_term(vote.flush_lsn), vote.flush_lsn));
+        let newest = self.votes().max_by_key(|(_, vote)| (last_log_term(vote), vote.flush_lsn));
         newest.map(|(sk, vote)| (sk, vote.clone()))
     }
 
@@ -283,9 +254,19 @@ impl Proposer {
     }
 }
 
+fn last_log_term(vote: &Vote) -> Term {
+    if mutant::is(Mutant::LongestLogWins) {
+        return Term(0);
+    }
+    if mutant::is(Mutant::BoastsOfHistory) {
+        return vote.history.last().map(|entry| entry.term).unwrap_or_default();
+    }
+    vote.history.last_log_term(vote.flush_lsn)
+}
+
 #[cfg(test)]
 mod tests {
-    use pg_types::{TenantId, TimelineId};
+    use pg_types::{Generation, TenantId, TimelineId};
 
     use super::super::{ProposerConfig, ProposerInput};
     use super::*;

@@ -4,11 +4,12 @@
 //! the runtime makes a new one, with a higher term, or gives up. That keeps every state reachable by few paths.
 
 mod election;
+mod following;
 mod streaming;
 
 use std::collections::BTreeMap;
 
-use pg_types::{Lsn, NodeId, TenantId, Term, TimelineId};
+use pg_types::{Generation, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use crate::limits::MEMBERS_MAX;
 use crate::membership::MembershipConf;
@@ -21,7 +22,7 @@ use crate::term_history::{TermHistory, TermHistoryError};
 pub struct SkId(pub usize);
 
 /// What a proposer knows from the beginning.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProposerConfig {
     /// The tenant.
     pub tenant_id: TenantId,
@@ -33,7 +34,8 @@ pub struct ProposerConfig {
     pub system_id: u64,
     /// Bytes in a WAL segment.
     pub wal_seg_size: u32,
-    /// How many safekeepers the runtime connects to.
+    /// How many safekeepers the runtime connects to. More may be [connected](ProposerInput::Connected) later when a
+    /// configuration names members.
     pub safekeepers: usize,
     /// The newest configuration known; the empty one means a majority of `safekeepers`.
     pub mconf: MembershipConf,
@@ -44,7 +46,7 @@ pub struct ProposerConfig {
 }
 
 /// What a proposer is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ProposerMode {
     /// Without WAL of its own: bring a quorum level and learn where the log ends (L300).
     Sync,
@@ -59,7 +61,7 @@ pub enum ProposerMode {
 }
 
 /// What can happen to a proposer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ProposerInput {
     /// A connection is ready for messages.
     Connected {
@@ -113,7 +115,7 @@ pub enum ProposerInput {
 
 /// One duty of a proposer's runtime: in order, each one finished before the next, where sending means queueing on the
 /// safekeeper's connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ProposerCommand {
     /// Remember durably that this term was used, so that a later campaign of the same compute goes above it.
     RecordCampaign {
@@ -124,6 +126,12 @@ pub enum ProposerCommand {
     RecordElected {
         /// The term.
         term: Term,
+    },
+    /// A safekeeper has told of a newer configuration, which counts from now on. Members that the runtime has no
+    /// address for yet want to be connected to, each as an [`SkId`] above all used so far.
+    ConfAdopted {
+        /// The configuration.
+        mconf: Box<MembershipConf>,
     },
     /// The election is won; the compute's WAL is wanted from `term_start_lsn` on.
     Elected {
@@ -184,7 +192,7 @@ pub enum ProposerCommand {
 }
 
 /// What a safekeeper did that its connection does not survive.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum SkFault {
     /// A message that does not belong there.
     #[error("unexpected {0} message")]
@@ -192,9 +200,22 @@ pub enum SkFault {
     /// Two addresses lead to one safekeeper.
     #[error("safekeeper {0} is connected already under another address")]
     DuplicateNode(NodeId),
-    /// Another safekeeper answers than the one that is configured, or its configuration is older than ours.
-    #[error("safekeeper did not adopt the membership configuration")]
-    OldConf,
+    /// Its configuration is older than ours: it was met before we learned of the newer one, or did not adopt it.
+    #[error("safekeeper has membership generation {theirs}, older than {ours}")]
+    OldConf {
+        /// Its generation.
+        theirs: Generation,
+        /// Ours.
+        ours: Generation,
+    },
+    /// Its configuration is newer than ours; its greeting will tell it.
+    #[error("safekeeper has membership generation {theirs}, newer than {ours}")]
+    NewConf {
+        /// Its generation.
+        theirs: Generation,
+        /// Ours.
+        ours: Generation,
+    },
     /// It answered with a lower term than it had accepted.
     #[error("safekeeper answers in term {0}, which it has left")]
     TermWentBack(Term),
@@ -220,7 +241,7 @@ pub enum SkFault {
 }
 
 /// Why a proposer is history.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum LostReason {
     /// Somebody else campaigns or reigns.
     #[error("safekeeper {sk} is in term {term}, above our term {own_term}", sk = sk.0)]
@@ -238,11 +259,15 @@ pub enum LostReason {
         /// The term.
         term: Term,
     },
-    /// Membership changed under us.
-    #[error("safekeeper {sk} has another membership configuration than this proposer", sk = sk.0)]
+    /// Membership changed before the start of our term was committed. Votes of the older configuration cannot be counted
+    /// in the newer one, because logs may have been copied between safekeepers since; and WAL below the term start may
+    /// be nowhere but on safekeepers that have left.
+    #[error("safekeeper {sk} has told of the newer membership configuration {mconf}", sk = sk.0)]
     ConfChanged {
         /// Who said it.
         sk: SkId,
+        /// What to begin the next campaign with.
+        mconf: Box<MembershipConf>,
     },
     /// Another compute has written since this one started: its pages are out of date.
     #[error(
@@ -268,7 +293,7 @@ pub enum LostReason {
 }
 
 /// See the module's description.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Proposer {
     config: ProposerConfig,
     electorate: Electorate,
@@ -288,7 +313,7 @@ pub struct Proposer {
     truncate_lsn: Lsn,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     CollectingTerms,
     Campaign,
@@ -297,7 +322,7 @@ enum Phase {
     Over,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Range {
     begin_lsn: Lsn,
     end_lsn: Lsn,
@@ -309,7 +334,7 @@ impl Range {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Slot {
     phase: SlotPhase,
     /// Known from the first greeting on.
@@ -328,7 +353,7 @@ struct Slot {
     fetching: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum SlotPhase {
     #[default]
     Offline,
@@ -344,7 +369,7 @@ enum SlotPhase {
     Active,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Vote {
     granted: bool,
     flush_lsn: Lsn,
@@ -374,6 +399,11 @@ impl Proposer {
             commit_lsn: Lsn::INVALID,
             truncate_lsn: Lsn::INVALID,
         }
+    }
+
+    /// The configuration that counts now.
+    pub fn mconf(&self) -> &MembershipConf {
+        &self.config.mconf
     }
 
     /// The term; 0 before the campaign.
@@ -444,7 +474,10 @@ impl Proposer {
                     self.pump(sk, false, commands);
                 }
             }
-            ProposerInput::Heartbeat => self.pump_all(true, commands),
+            ProposerInput::Heartbeat => {
+                self.ask_again(commands)?;
+                self.pump_all(true, commands);
+            }
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::limits::{APPEND_BYTES_MAX, QUEUED_BYTES_MAX};
 use crate::message::{AppendHeader, AppendResponse};
+use crate::mutant::{self, Mutant};
 
 impl Proposer {
     pub(super) fn append_response(
@@ -17,7 +18,9 @@ impl Proposer {
         response: &AppendResponse,
         commands: &mut Commands,
     ) -> Step {
-        self.check_generation(sk, response.generation)?;
+        if !self.is_of_own_generation(sk, response.generation, commands) {
+            return Ok(());
+        }
         self.check_term(sk, response.term)?;
         let own_term = self.term;
         let Some(slot) = self.slot_mut(sk, SlotPhase::Active) else {
@@ -40,6 +43,7 @@ impl Proposer {
             return Ok(());
         }
         slot.acked_lsn = Some(flush_lsn);
+        let flush_lsn = if mutant::is(Mutant::CountsSent) { sent_lsn } else { flush_lsn };
         if let Some(node_id) = slot.node_id {
             self.flushed.insert(node_id, flush_lsn);
             let saved = self.saved_commits.entry(node_id).or_default();

@@ -2,29 +2,29 @@
 
 use std::collections::BTreeMap;
 
+use super::node::{TENANT, TIMELINE};
+use super::wal::record;
+use crate::membership::MembershipConf;
+use crate::message::AppendHeader;
+use crate::proposer::{Proposer, ProposerConfig, ProposerMode, SkId};
 use bytes::Bytes;
 use pg_types::{Lsn, Term};
-use wal_consensus::message::AppendHeader;
-use wal_consensus::proposer::{Proposer, ProposerConfig, ProposerMode, SkId};
-
-use crate::safekeeper::{TENANT, TIMELINE};
-use crate::wal::record;
 
 /// A running server: WAL from its basebackup's position on, and the file that remembers its terms.
 #[derive(Debug)]
-pub struct Compute {
-    pub id: u8,
-    pub start_lsn: Lsn,
-    pub wal: Vec<u8>,
-    pub alive: bool,
-    pub acked_lsn: Lsn,
-    pub campaign_term: Term,
-    pub elected_terms: Vec<Term>,
+pub(super) struct Compute {
+    pub(super) id: u8,
+    pub(super) start_lsn: Lsn,
+    pub(super) wal: Vec<u8>,
+    pub(super) alive: bool,
+    pub(super) acked_lsn: Lsn,
+    pub(super) campaign_term: Term,
+    pub(super) elected_terms: Vec<Term>,
     records: u8,
 }
 
 impl Compute {
-    pub fn new(id: u8, start_lsn: Lsn) -> Compute {
+    pub(super) fn new(id: u8, start_lsn: Lsn) -> Compute {
         Compute {
             id,
             start_lsn,
@@ -37,17 +37,17 @@ impl Compute {
         }
     }
 
-    pub fn end_lsn(&self) -> Lsn {
+    pub(super) fn end_lsn(&self) -> Lsn {
         Lsn(self.start_lsn.0 + self.wal.len() as u64)
     }
 
-    pub fn write_record(&mut self, words: u8) {
+    pub(super) fn write_record(&mut self, words: u8) {
         self.records = self.records.wrapping_add(1);
         self.wal.extend(record(self.end_lsn(), self.id, self.records, words));
     }
 
     /// WAL of a range that lies in what this compute has.
-    pub fn slice(&self, begin_lsn: Lsn, end_lsn: Lsn) -> Bytes {
+    pub(super) fn slice(&self, begin_lsn: Lsn, end_lsn: Lsn) -> Bytes {
         let at = |lsn: Lsn| usize::try_from(lsn.0 - self.start_lsn.0).unwrap();
         Bytes::copy_from_slice(&self.wal[at(begin_lsn)..at(end_lsn)])
     }
@@ -55,29 +55,35 @@ impl Compute {
 
 /// A walproposer process; `compute` is `None` for one in sync mode.
 #[derive(Debug)]
-pub struct Walproposer {
-    pub proposer: Proposer,
-    pub compute: Option<usize>,
-    pub elected_at: Option<Lsn>,
+pub(super) struct Walproposer {
+    pub(super) proposer: Proposer,
+    pub(super) compute: Option<usize>,
+    pub(super) elected_at: Option<Lsn>,
     /// Where the WAL that it holds in memory begins.
-    pub held_from: Lsn,
+    pub(super) held_from: Lsn,
     /// What it fetched for single safekeepers: position and bytes.
-    pub fetched: BTreeMap<SkId, (Lsn, Bytes)>,
+    pub(super) fetched: BTreeMap<SkId, (Lsn, Bytes)>,
 }
 
 impl Walproposer {
-    pub fn sync(safekeepers: usize, min_term: Term) -> Walproposer {
-        Walproposer::with(safekeepers, min_term, ProposerMode::Sync, None)
+    pub(super) fn sync(safekeepers: usize, mconf: MembershipConf) -> Walproposer {
+        Walproposer::with(safekeepers, mconf, Term(0), ProposerMode::Sync, None)
     }
 
-    pub fn stream(safekeepers: usize, index: usize, compute: &Compute) -> Walproposer {
+    pub(super) fn stream(
+        safekeepers: usize,
+        mconf: MembershipConf,
+        index: usize,
+        compute: &Compute,
+    ) -> Walproposer {
         let own_terms = compute.elected_terms.clone();
         let mode = ProposerMode::Stream { start_lsn: compute.start_lsn, own_terms };
-        Walproposer::with(safekeepers, compute.campaign_term, mode, Some(index))
+        Walproposer::with(safekeepers, mconf, compute.campaign_term, mode, Some(index))
     }
 
     fn with(
         safekeepers: usize,
+        mconf: MembershipConf,
         min_term: Term,
         mode: ProposerMode,
         compute: Option<usize>,
@@ -89,7 +95,7 @@ impl Walproposer {
             system_id: 7,
             wal_seg_size: 16 << 20,
             safekeepers,
-            mconf: wal_consensus::membership::MembershipConf::default(),
+            mconf,
             min_term,
             mode,
         };
@@ -103,7 +109,7 @@ impl Walproposer {
     }
 
     /// The WAL of an append request.
-    pub fn wal_for(
+    pub(super) fn wal_for(
         &self,
         sk: SkId,
         header: &AppendHeader,

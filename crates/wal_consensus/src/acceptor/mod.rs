@@ -3,6 +3,11 @@
 //! [`Acceptor::step`] takes one input and returns what the runtime has to do. Nothing here waits, and no message from
 //! outside can make it panic: what is wrong is refused with a [`Refusal`] and closes that one connection.
 
+mod log;
+mod voting;
+
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 use pg_types::{Lsn, Term};
 
@@ -10,14 +15,14 @@ use crate::command::{AcceptorCommand, AcceptorIdentity, AcceptorState, ConnId};
 use crate::ladder::{LadderError, LsnLadder};
 use crate::membership::MembershipConf;
 use crate::message::{
-    AcceptorGreeting, AcceptorMessage, AppendRequest, AppendResponse, HotStandbyFeedback,
-    ProposerElected, ProposerGreeting, ProposerMessage, VoteRequest, VoteResponse,
+    AcceptorGreeting, AcceptorMessage, AppendResponse, HotStandbyFeedback, ProposerGreeting,
+    ProposerMessage,
 };
+use crate::mutant::{self, Mutant};
 use crate::refusal::{Quarantine, Refusal};
-use crate::term_history::common_point;
 
 /// What can happen to an acceptor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum AcceptorInput {
     /// A message arrived.
     Message {
@@ -41,10 +46,16 @@ pub enum AcceptorInput {
     },
     /// A good moment to save what may be saved late: a timer, a shutdown.
     SaveState,
+    /// Promise this term, as if somebody had asked for a vote in it: the step of a membership change that keeps terms
+    /// of the old and the new members apart. A lower or equal term changes nothing.
+    RaiseTerm {
+        /// The term.
+        term: Term,
+    },
 }
 
 /// State of one timeline on one safekeeper.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Acceptor {
     identity: AcceptorIdentity,
     state: AcceptorState,
@@ -62,7 +73,7 @@ pub struct Acceptor {
     quarantine: Option<Quarantine>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct PendingVote {
     conn: ConnId,
     granted: Option<Term>,
@@ -147,34 +158,69 @@ impl Acceptor {
                     self.save_state(&mut commands);
                 }
             }
+            AcceptorInput::RaiseTerm { term } => {
+                if self.state.term < term {
+                    self.raise_term(term, &mut commands);
+                }
+            }
         }
-        if let Err(error) = self.ladder.validate() {
-            self.quarantine(Quarantine::Ladder(error), &mut commands);
-        }
+        self.check(&mut commands);
         commands
     }
 
-    /// Adopts a configuration if it is newer than the current one; an equal or older one changes nothing.
+    /// The last thing of every step.
+    fn check(&mut self, commands: &mut Commands) {
+        let history_term = self.state.term_history.last().map(|entry| entry.term);
+        if let Err(error) = self.ladder.validate() {
+            self.quarantine(Quarantine::Ladder(error), commands);
+        } else if let Some(last) = history_term.filter(|last| self.state.term < *last) {
+            let term = self.state.term;
+            self.quarantine(Quarantine::HistoryAheadOfTerm { term, last }, commands);
+        }
+    }
+
+    /// Adopts a configuration that is newer than the current one; the same one again changes nothing. Whoever still
+    /// speaks for the older one is closed: no vote and no WAL crosses from one generation to the next (C12).
     ///
     /// # Errors
-    /// When it is malformed, does not name this safekeeper, or contradicts the current one of the same generation.
+    /// When it is malformed, older than the current one, does not name this safekeeper, or contradicts the current one
+    /// of the same generation.
     pub fn switch_membership(
         &mut self,
         mconf: &MembershipConf,
     ) -> Result<Vec<AcceptorCommand>, Refusal> {
         mconf.validate()?;
-        let mut commands = Vec::new();
-        if mconf.generation == self.state.mconf.generation && *mconf != self.state.mconf {
-            return Err(Refusal::ConfConflict(mconf.generation));
+        if let Some(reason) = &self.quarantine {
+            return Err(Refusal::Quarantined(reason.clone()));
         }
-        if self.state.mconf.generation < mconf.generation {
-            let node_id = self.identity.node_id;
-            if !mconf.contains(node_id) {
-                return Err(Refusal::NotMember { node_id, generation: mconf.generation });
+        let current = &self.state.mconf;
+        let both = || (Box::new(mconf.clone()), Box::new(current.clone()));
+        match mconf.generation.cmp(&current.generation) {
+            Ordering::Equal if mconf.same_as(current) => return Ok(Vec::new()),
+            Ordering::Equal => {
+                let (requested, current) = both();
+                return Err(Refusal::ConfConflict { requested, current });
             }
-            self.state.mconf = mconf.clone();
-            self.save_state(&mut commands);
+            Ordering::Less => {
+                let (requested, current) = both();
+                return Err(Refusal::ConfOlder { requested, current });
+            }
+            Ordering::Greater => {}
         }
+        let node_id = self.identity.node_id;
+        if !mconf.contains(node_id) {
+            return Err(Refusal::NotMember { node_id, generation: mconf.generation });
+        }
+        let (theirs, ours) = (self.state.mconf.generation, mconf.generation);
+        self.state.mconf = mconf.clone();
+        let mut commands = Vec::new();
+        self.save_state(&mut commands);
+        let voters = self.pending_votes.drain(..).map(|vote| vote.conn);
+        for conn in self.streaming.take().into_iter().chain(voters) {
+            let refusal = Box::new(Refusal::Generation { theirs, ours });
+            commands.push(AcceptorCommand::Close { conn, refusal });
+        }
+        self.check(&mut commands);
         Ok(commands)
     }
 
@@ -256,201 +302,6 @@ impl Acceptor {
         self.switch_membership(mconf)
     }
 
-    fn vote_request(
-        &mut self,
-        conn: ConnId,
-        request: VoteRequest,
-        commands: &mut Commands,
-    ) -> Result<(), Refusal> {
-        self.check_generation(request.generation)?;
-        let mut granted = None;
-        if self.state.term < request.term {
-            // Raised before the flush, so that no WAL of an older proposer can come in behind it.
-            self.raise_term(request.term, commands);
-            granted = Some(request.term);
-        } else if self.state.term == request.term {
-            // The elected proposer comes back over a new connection; what is still on its way over the old one must
-            // not change the log that the answer describes.
-            self.supersede(None, commands);
-        }
-        let vote = PendingVote { conn, granted };
-        if self.ladder.synced_lsn < self.ladder.write_lsn {
-            self.pending_votes.push(vote);
-            commands.push(AcceptorCommand::FlushWal { may_wait: false });
-        } else {
-            commands.push(self.vote_response(vote));
-        }
-        Ok(())
-    }
-
-    fn vote_response(&self, vote: PendingVote) -> AcceptorCommand {
-        let message = AcceptorMessage::VoteResponse(VoteResponse {
-            generation: self.state.mconf.generation,
-            term: self.state.term,
-            // A higher term may have come while the flush ran: then this vote is worth nothing any more.
-            vote_given: vote.granted == Some(self.state.term),
-            flush_lsn: self.ladder.flush_lsn,
-            truncate_lsn: self.ladder.truncate_lsn,
-            term_history: self.state.term_history.up_to(self.ladder.flush_lsn),
-        });
-        AcceptorCommand::Reply { conn: vote.conn, message }
-    }
-
-    fn elected(
-        &mut self,
-        conn: ConnId,
-        elected: ProposerElected,
-        commands: &mut Commands,
-    ) -> Result<(), Refusal> {
-        self.check_generation(elected.generation)?;
-        if elected.term < self.state.term {
-            commands.push(self.outdated(conn));
-            return Ok(());
-        }
-        let start_lsn = self.check_elected(&elected)?;
-        if self.state.term < elected.term {
-            self.raise_term(elected.term, commands);
-        }
-        self.supersede(Some(conn), commands);
-        if self.truncation_pending || self.ladder.write_lsn != start_lsn {
-            // Before the new history is saved: a crash in between must not make old bytes look like new ones.
-            commands.push(AcceptorCommand::TruncateWal { end_lsn: start_lsn });
-            self.truncation_pending = false;
-            self.ladder.flush_lsn = start_lsn;
-            self.ladder.synced_lsn = start_lsn;
-            self.ladder.write_lsn = start_lsn;
-        }
-        self.state.term_history = elected.term_history;
-        if !self.ladder.timeline_start_lsn.is_valid() {
-            // The first WAL ever: below it there is nothing, so all of that is committed.
-            self.ladder.timeline_start_lsn = start_lsn;
-            self.ladder.local_start_lsn = start_lsn;
-            self.ladder.commit_lsn = self.ladder.commit_lsn.max(start_lsn);
-        }
-        self.leader_commit_lsn = self.ladder.commit_lsn;
-        self.save_state(commands);
-        Ok(())
-    }
-
-    fn check_elected(&self, elected: &ProposerElected) -> Result<Lsn, Refusal> {
-        let flush_lsn = self.ladder.flush_lsn;
-        let ours = common_point(&elected.term_history, &self.state.term_history, flush_lsn)?;
-        let last = elected.term_history.last().map(|entry| entry.term).unwrap_or_default();
-        if last != elected.term {
-            return Err(Refusal::HistoryOfOtherTerm { term: elected.term, last });
-        }
-        let start_lsn = elected.start_streaming_at;
-        if start_lsn != ours {
-            return Err(Refusal::StartMismatch { theirs: start_lsn, ours });
-        }
-        let commit_lsn = self.ladder.commit_lsn;
-        if start_lsn < commit_lsn {
-            return Err(Refusal::TruncatesCommitted { start_lsn, commit_lsn });
-        }
-        Ok(start_lsn)
-    }
-
-    fn append(
-        &mut self,
-        conn: ConnId,
-        request: AppendRequest,
-        commands: &mut Commands,
-    ) -> Result<(), Refusal> {
-        let header = request.header;
-        self.check_generation(header.generation)?;
-        if header.term < self.state.term {
-            commands.push(self.outdated(conn));
-            return Ok(());
-        }
-        if self.state.term < header.term {
-            return Err(Refusal::NotElected { theirs: header.term, ours: self.state.term });
-        }
-        if self.streaming != Some(conn) {
-            return Err(Refusal::NotStreaming(header.term));
-        }
-        check_position(&request, self.ladder.write_lsn)?;
-        self.leader_commit_lsn = self.leader_commit_lsn.max(header.commit_lsn);
-        if !request.wal.is_empty() {
-            self.ladder.write_lsn = header.end_lsn;
-            commands.push(AcceptorCommand::WriteWal {
-                begin_lsn: header.begin_lsn,
-                wal: request.wal.clone(),
-            });
-        }
-        self.advance_commit(commands);
-        self.ladder.truncate_lsn =
-            self.ladder.truncate_lsn.max(header.truncate_lsn.min(self.ladder.commit_lsn));
-        self.state.truncate_lsn = self.ladder.truncate_lsn;
-        if request.wal.is_empty() {
-            commands.push(self.append_response(conn));
-        } else {
-            commands.push(AcceptorCommand::FlushWal { may_wait: true });
-        }
-        Ok(())
-    }
-
-    fn flushed(&mut self, flush_lsn: Lsn, synced_lsn: Lsn, commands: &mut Commands) {
-        let ladder = &mut self.ladder;
-        let possible = flush_lsn <= synced_lsn
-            && synced_lsn <= ladder.write_lsn
-            && ladder.flush_lsn <= flush_lsn
-            && ladder.synced_lsn <= synced_lsn;
-        if !possible {
-            let reason = Quarantine::FlushReport {
-                flush_lsn,
-                synced_lsn,
-                write_lsn: ladder.write_lsn,
-                known_lsn: ladder.synced_lsn,
-            };
-            self.quarantine(reason, commands);
-            return;
-        }
-        ladder.flush_lsn = flush_lsn;
-        ladder.synced_lsn = synced_lsn;
-        self.advance_commit(commands);
-        if self.ladder.synced_lsn == self.ladder.write_lsn {
-            for vote in std::mem::take(&mut self.pending_votes) {
-                commands.push(self.vote_response(vote));
-            }
-        } else if !self.pending_votes.is_empty() {
-            commands.push(AcceptorCommand::FlushWal { may_wait: false });
-        }
-        if let Some(conn) = self.streaming {
-            commands.push(self.append_response(conn));
-        }
-    }
-
-    /// The rule of the leader's commit position on a log that may be shorter: what is committed and here.
-    fn advance_commit(&mut self, commands: &mut Commands) {
-        let commit_lsn = self.leader_commit_lsn.min(self.ladder.flush_lsn);
-        if commit_lsn <= self.ladder.commit_lsn {
-            return;
-        }
-        self.ladder.commit_lsn = commit_lsn;
-        let term_start_lsn = self.state.term_history.last().map(|e| e.lsn).unwrap_or_default();
-        let saved_lsn = self.ladder.persisted_commit_lsn;
-        // Saved at once when the log of the new term becomes the committed one, because the start of a compute
-        // waits for exactly this; otherwise once per segment, so that recovery has little to scan.
-        let crosses_term = saved_lsn < term_start_lsn && term_start_lsn <= commit_lsn;
-        let segment = u64::from(self.state.wal_seg_size).max(1 << 20);
-        if crosses_term || segment <= commit_lsn.saturating_sub(saved_lsn) {
-            self.save_state(commands);
-        }
-        commands.push(AcceptorCommand::CommitAdvanced { commit_lsn });
-    }
-
-    fn append_response(&self, conn: ConnId) -> AcceptorCommand {
-        let response = AppendResponse {
-            generation: self.state.mconf.generation,
-            term: self.state.term,
-            flush_lsn: self.ladder.flush_lsn,
-            commit_lsn: self.ladder.persisted_commit_lsn,
-            hs_feedback: HotStandbyFeedback::default(),
-            pageserver_feedback: Bytes::new(),
-        };
-        AcceptorCommand::Reply { conn, message: AcceptorMessage::AppendResponse(response) }
-    }
-
     /// What a proposer of an older term gets: our term and no positions.
     fn outdated(&self, conn: ConnId) -> AcceptorCommand {
         let response = AppendResponse {
@@ -466,7 +317,9 @@ impl Acceptor {
 
     fn raise_term(&mut self, term: Term, commands: &mut Commands) {
         self.state.term = term;
-        self.save_state(commands);
+        if !mutant::is(Mutant::ForgetsPromise) {
+            self.save_state(commands);
+        }
         if let Some(conn) = self.streaming.take() {
             // The proposer of the older term learns at once that it is history, with its next heartbeat at the latest.
             commands.push(self.outdated(conn));
@@ -486,7 +339,8 @@ impl Acceptor {
 
     fn check_generation(&self, theirs: pg_types::Generation) -> Result<(), Refusal> {
         let ours = self.state.mconf.generation;
-        if theirs == ours { Ok(()) } else { Err(Refusal::Generation { theirs, ours }) }
+        let same = theirs == ours || mutant::is(Mutant::IgnoresGeneration);
+        if same { Ok(()) } else { Err(Refusal::Generation { theirs, ours }) }
     }
 
     fn save_state(&mut self, commands: &mut Commands) {
@@ -504,19 +358,6 @@ impl Acceptor {
         self.quarantine = Some(reason.clone());
         commands.clear();
         commands.push(AcceptorCommand::Quarantine { reason });
-    }
-}
-
-fn check_position(request: &AppendRequest, write_lsn: Lsn) -> Result<(), Refusal> {
-    let (begin_lsn, end_lsn) = (request.header.begin_lsn, request.header.end_lsn);
-    let wal_bytes = request.wal.len();
-    if end_lsn.checked_sub(begin_lsn) != u64::try_from(wal_bytes).ok() {
-        return Err(Refusal::WalLength { begin_lsn, end_lsn, wal_bytes });
-    }
-    match begin_lsn.cmp(&write_lsn) {
-        std::cmp::Ordering::Less => Err(Refusal::Rewrite { begin_lsn, write_lsn }),
-        std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => Err(Refusal::Gap { begin_lsn, write_lsn }),
     }
 }
 

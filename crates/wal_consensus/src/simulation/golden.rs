@@ -1,4 +1,4 @@
-//! Scripts in `tests/consensus/*.txt`: a line that begins with `$ ` is a command, what follows is everything that came of
+//! Scripts in `tests/scripts/*.txt`: a line that begins with `$ ` is a command, what follows is everything that came of
 //! it. `NEON_REWRITE_GOLDEN=1` writes the outputs anew; read the difference before it is committed.
 //!
 //! ```text
@@ -16,19 +16,26 @@
 //! evict P                     P forgets WAL that a quorum was sent
 //! crash SK / restart SK       the process, and what was not synced, is lost; starts again
 //! state                       what everybody holds
+//! members N M                 like `safekeepers N`, with a membership configuration, and M more safekeepers without
+//!                             the timeline
+//! change ID... / abort        begins a change to these members / takes the one under way back
+//! step N / finish             does the N-th thing that is due / all of them, one by one, and settles
+//! connect-all P               connects P to everybody again
 //! ```
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use wal_consensus::proposer::ProposerInput;
-
-use crate::rng::Rng;
-use crate::world::{Cluster, Outcome};
+use super::controller::{Controller, Fate};
+use super::node::{Crash, Trouble};
+use super::rng::Rng;
+use super::world::{Cluster, Outcome, member};
+use crate::change::ChangeGoal;
+use crate::proposer::ProposerInput;
 
 fn scripts() -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/consensus");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
     let mut paths: Vec<PathBuf> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -40,8 +47,12 @@ fn number(words: &[&str], index: usize) -> usize {
 }
 
 fn connect_all(cluster: &mut Cluster, proposer: usize) -> Outcome {
-    (0..cluster.safekeepers.len())
-        .filter(|sk| cluster.safekeepers[*sk].acceptor.is_some())
+    (0..cluster.nodes.len())
+        .filter(|sk| {
+            cluster.nodes[*sk].is_up()
+                && cluster.knows(proposer, *sk)
+                && !cluster.is_connected(proposer, *sk)
+        })
         .collect::<Vec<_>>()
         .into_iter()
         .try_for_each(|sk| cluster.connect(proposer, sk))
@@ -66,9 +77,10 @@ fn tell_wal(cluster: &mut Cluster, compute: usize) -> Outcome {
 
 fn state(cluster: &mut Cluster) {
     let mut lines = Vec::new();
-    for (index, sk) in cluster.safekeepers.iter().enumerate() {
-        let Some(acceptor) = &sk.acceptor else {
-            lines.push(format!("sk{}: down", index + 1));
+    for (index, node) in cluster.nodes.iter().enumerate() {
+        let Some(acceptor) = &node.acceptor else {
+            let why = if node.disk.is_some() { "down" } else { "has no timeline" };
+            lines.push(format!("sk{}: {why}", index + 1));
             continue;
         };
         let (ladder, state) = (acceptor.ladder(), acceptor.state());
@@ -87,24 +99,56 @@ fn state(cluster: &mut Cluster) {
         let (acked, end) = (compute.acked_lsn, compute.end_lsn());
         lines.push(format!("compute {}: {alive}, acknowledged {acked} of {end}", compute.id));
     }
-    cluster.trace.extend(lines);
+    lines.into_iter().for_each(|line| cluster.say(|| line));
 }
 
-fn command(cluster: &mut Cluster, line: &str) -> Outcome {
-    let words: Vec<&str> = line.split_whitespace().collect();
+/// Commands about members; `false` when it is another one.
+fn member_command(
+    cluster: &mut Cluster,
+    controller: &mut Controller,
+    words: &[&str],
+) -> Result<bool, String> {
     match words[0] {
-        "safekeepers" => *cluster = Cluster::new(number(&words, 1)),
+        "change" => {
+            let ids = (1..words.len()).map(|index| member(number(words, index) as u64));
+            controller.begin(cluster, ChangeGoal::Members(ids.collect()))?;
+        }
+        "abort" => controller.begin(cluster, ChangeGoal::Abort)?,
+        "step" => controller.act(cluster, number(words, 1), Fate::Answered)?,
+        "finish" => {
+            for _ in 0..100 {
+                if controller.is_busy() {
+                    controller.act(cluster, 0, Fate::Answered)?;
+                    cluster.settle(&[])?;
+                }
+            }
+        }
+        "connect-all" => connect_all(cluster, number(words, 1))?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Outcome {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    if member_command(cluster, controller, &words)? {
+        return Ok(());
+    }
+    match words[0] {
+        "safekeepers" => *cluster = Cluster::new(number(&words, 1), 0, false),
+        "members" => *cluster = Cluster::new(number(&words, 1), number(&words, 2), true),
         "sync" => {
-            let id = cluster.start_sync();
+            let id = cluster.start_sync(cluster.store.mconf.clone());
             connect_all(cluster, id)?;
         }
         "compute" => {
             let compute = cluster.start_compute(cluster.synced.unwrap());
-            let id = cluster.start_walproposer(compute);
+            let id = cluster.start_walproposer(compute, cluster.store.mconf.clone());
             connect_all(cluster, id)?;
         }
         "walproposer" => {
-            let id = cluster.start_walproposer(number(&words, 1) - 1);
+            let mconf = cluster.store.mconf.clone();
+            let id = cluster.start_walproposer(number(&words, 1) - 1, mconf);
             connect_all(cluster, id)?;
         }
         "kill" => cluster.kill(number(&words, 1)),
@@ -127,7 +171,7 @@ fn command(cluster: &mut Cluster, line: &str) -> Outcome {
         }
         "deliver" => {
             let id = conn_of(cluster, number(&words, 1), number(&words, 2) - 1);
-            cluster.deliver_to_sk(id, None)?;
+            cluster.deliver_to_sk(id, Trouble::default())?;
         }
         "heartbeat" => cluster.step_proposer(number(&words, 1), ProposerInput::Heartbeat)?,
         "evict" => {
@@ -137,7 +181,7 @@ fn command(cluster: &mut Cluster, line: &str) -> Outcome {
             cluster.step_proposer(number(&words, 1), input)?;
         }
         // How much of what was not synced survives is drawn with seed 0.
-        "crash" => cluster.crash_sk(number(&words, 1) - 1, &mut Rng::new(0)),
+        "crash" => cluster.crash_sk(number(&words, 1) - 1, Crash::PowerCut, &mut Rng::new(0)),
         "restart" => cluster.restart_sk(number(&words, 1) - 1)?,
         "state" => state(cluster),
         other => panic!("unknown command {other}"),
@@ -147,13 +191,14 @@ fn command(cluster: &mut Cluster, line: &str) -> Outcome {
 
 /// Runs the commands of a script and returns the script with the outputs that came of them.
 fn play(script: &str) -> String {
-    let mut cluster = Cluster::new(1);
+    let mut cluster = Cluster::new(1, 0, false);
+    let mut controller = Controller::default();
     let mut output = String::new();
     for line in script.lines() {
         if let Some(text) = line.strip_prefix("$ ") {
             writeln!(output, "{line}").unwrap();
-            let result = command(&mut cluster, text);
-            for event in cluster.trace.drain(..) {
+            let result = command(&mut cluster, &mut controller, text);
+            for event in cluster.trace.take() {
                 writeln!(output, "{event}").unwrap();
             }
             if let Err(problem) = result {
@@ -164,6 +209,24 @@ fn play(script: &str) -> String {
         }
     }
     output
+}
+
+/// The first place where two texts part, with what came before.
+fn difference(expected: &str, got: &str) -> String {
+    let (expected, got): (Vec<&str>, Vec<&str>) =
+        (expected.lines().collect(), got.lines().collect());
+    let pairs = expected.iter().zip(&got);
+    let same = pairs.take_while(|(expected, got)| expected == got).count();
+    let mut text = format!("line {}\n", same + 1);
+    for line in expected.iter().take(same).skip(same.saturating_sub(6)) {
+        writeln!(text, "  {line}").unwrap();
+    }
+    for (sign, lines) in [('-', &expected), ('+', &got)] {
+        for line in lines.iter().skip(same).take(6) {
+            writeln!(text, "{sign} {line}").unwrap();
+        }
+    }
+    text
 }
 
 #[test]
@@ -178,7 +241,12 @@ fn scripts_give_what_they_gave() {
         if rewrite {
             fs::write(&path, output).unwrap();
         } else {
-            assert_eq!(output, script, "{} gives another trace", path.display());
+            assert!(
+                output == script,
+                "{} gives another trace:\n{}",
+                path.display(),
+                difference(&script, &output)
+            );
         }
     }
 }
