@@ -31,6 +31,15 @@ pub enum Behaviour {
     Refuse,
     /// With the answer to another request, once; then rightly.
     Confuse,
+    /// Not at all, and new connections hear nothing either.
+    Mute,
+}
+
+impl Behaviour {
+    /// Nothing is said for as long as it lasts.
+    fn is_silent(self) -> bool {
+        matches!(self, Behaviour::Stall | Behaviour::Mute)
+    }
 }
 
 struct Shared {
@@ -126,8 +135,9 @@ impl Session<'_> {
         put(&mut hello, b'R', &[0; 4]);
         put(&mut hello, b'S', b"server_version\x00test\0");
         put(&mut hello, b'Z', b"I");
-        stream.write_all(&hello)?;
         let mut session = Session { shared, stream, received: FrameBuffer::default() };
+        session.behaviour_after_silence(|now| now == Behaviour::Mute)?;
+        session.stream.write_all(&hello)?;
         let (tag, query) = session.message()?;
         assert_eq!(tag, b'Q');
         assert!(query.starts_with(b"pagestream_v3 "), "{query:?}");
@@ -185,8 +195,17 @@ impl Session<'_> {
         if !matches!(request.kind, RequestKind::GetPage(..)) {
             return Ok(Behaviour::Serve);
         }
+        let now = self.behaviour_after_silence(Behaviour::is_silent)?;
+        if now == Behaviour::Confuse {
+            *self.shared.behaviour.lock().expect("not poisoned") = Behaviour::Serve;
+        }
+        Ok(now)
+    }
+
+    /// Waits while the behaviour is a silent one, or until the client has gone.
+    fn behaviour_after_silence(&self, silent: impl Fn(Behaviour) -> bool) -> io::Result<Behaviour> {
         let mut behaviour = self.shared.behaviour.lock().expect("not poisoned");
-        while *behaviour == Behaviour::Stall {
+        while silent(*behaviour) {
             let wait = self.shared.changed.wait_timeout(behaviour, Duration::from_millis(50));
             behaviour = wait.expect("not poisoned").0;
             let mut byte = [0];
@@ -197,11 +216,7 @@ impl Session<'_> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        let now = *behaviour;
-        if now == Behaviour::Confuse {
-            *behaviour = Behaviour::Serve;
-        }
-        Ok(now)
+        Ok(*behaviour)
     }
 
     fn segment(&self, rel: RelTag, segment: u32) -> Option<File> {
