@@ -39,11 +39,25 @@ LANGUAGE SQL VOLATILE;
 
 COMMENT ON FUNCTION backpressure_lsns() IS 'WAL that the page server has received, made durable, and made durable in the object store';
 
+CREATE FUNCTION backpressure_lags(
+    OUT stage text, OUT lag bigint, OUT lag_limit bigint, OUT seconds_per_mebibyte float8)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'backpressure_lags_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
 CREATE FUNCTION backpressure_throttling_time() RETURNS bigint
 AS 'MODULE_PATHNAME', 'backpressure_throttling_time_wrapper'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION backpressure_throttling_time() IS 'microseconds that writers were held back since the server started';
+
+CREATE VIEW neon_backpressure AS
+    SELECT l.stage, l.lag, l.lag_limit, l.seconds_per_mebibyte,
+        backpressure_throttling_time() AS throttled_us,
+        (SELECT count(*) FROM pg_stat_activity a WHERE a.wait_event = 'NeonBackpressure') AS waiting
+    FROM backpressure_lags() l;
+
+COMMENT ON VIEW neon_backpressure IS 'bytes of WAL that storage is behind, by stage; how long each writer pauses for a mebibyte of WAL because of it; how long all writers have paused since the server started; how many do now';
 
 CREATE FUNCTION get_perf_counters(OUT metric text, OUT bucket_le float8, OUT value float8)
 RETURNS SETOF record
@@ -100,11 +114,13 @@ COMMENT ON FUNCTION approximate_working_set_size(boolean) IS 'about how many dif
 -- Reading these tells nothing about anybody's data, but they are for operators.
 REVOKE ALL ON FUNCTION get_perf_counters() FROM PUBLIC;
 REVOKE ALL ON FUNCTION backpressure_positions() FROM PUBLIC;
+REVOKE ALL ON FUNCTION backpressure_lags() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION get_perf_counters() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION backpressure_positions() TO pg_monitor;
-GRANT SELECT ON neon_perf_counters TO pg_monitor;
 REVOKE ALL ON FUNCTION neon_get_lfc_stats(), local_cache_pages() FROM PUBLIC;
 REVOKE ALL ON FUNCTION approximate_working_set_size_seconds(integer), approximate_working_set_size(boolean) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION neon_get_lfc_stats(), local_cache_pages() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION approximate_working_set_size_seconds(integer) TO pg_monitor;
 GRANT SELECT ON neon_lfc_stats, neon_stat_file_cache, local_cache TO pg_monitor;
+GRANT EXECUTE ON FUNCTION backpressure_lags() TO pg_monitor;
+GRANT SELECT ON neon_perf_counters, neon_backpressure TO pg_monitor;

@@ -2,8 +2,10 @@
 
 use pgrx::prelude::*;
 
+use compute_core::backpressure::{Limits, Pace};
+
 use crate::counters::{self, Counter};
-use crate::ffi::{feedback_map, shmem};
+use crate::ffi::{feedback_map, guc, shmem, xlog};
 use crate::file_cache;
 
 /// Version of the extension.
@@ -50,6 +52,47 @@ fn backpressure_positions() -> TableIterator<
         )
     });
     TableIterator::once(row)
+}
+
+/// How far storage is behind the local end of WAL, in bytes (NULL while unknown), the limits (0 for none), and what
+/// follows from both.
+#[pg_extern]
+#[expect(
+    clippy::type_complexity,
+    reason = "the macro reads the columns from the type as it is written"
+)]
+fn backpressure_lags() -> TableIterator<
+    'static,
+    (
+        name!(stage, &'static str),
+        name!(lag, Option<i64>),
+        name!(lag_limit, i64),
+        name!(seconds_per_mebibyte, f64),
+    ),
+> {
+    let feedback = feedback_map::read().unwrap_or_default();
+    let (flushed, limits) = (xlog::flush_position(), guc::lag_limits());
+    let (write, flush, apply) = (limits.write, limits.flush, limits.apply);
+    let stages = [
+        ("received", feedback.last_received_lsn, Limits { write, ..Limits::default() }, write),
+        (
+            "disk_consistent",
+            feedback.disk_consistent_lsn,
+            Limits { flush, ..Limits::default() },
+            flush,
+        ),
+        (
+            "remote_consistent",
+            feedback.remote_consistent_lsn,
+            Limits { apply, ..Limits::default() },
+            apply,
+        ),
+    ];
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    TableIterator::new(stages.map(|(stage, position, limits, limit)| {
+        let lag = position.is_valid().then(|| bytes(flushed.saturating_sub(position)));
+        (stage, lag, bytes(limit), Pace::at(flushed, &feedback, &limits).seconds_per_mebibyte())
+    }))
 }
 
 /// Microseconds that writers were held back since the server started.

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod pg_service;
 pub mod receive_wal;
 pub mod send_wal;
+pub mod threads;
 pub mod timeline;
 pub mod timelines;
 pub mod wal_storage;
@@ -78,8 +79,7 @@ pub struct Safekeeper {
     _lock: File,
 }
 
-/// Runs a safekeeper until `shutdown` is cancelled. Needs a tokio runtime with several threads, because a connection
-/// that waits for the disk does so in place.
+/// Runs a safekeeper until `shutdown` is cancelled.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     Safekeeper::start(config).await?.run(shutdown).await
 }

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::receive_wal::receive_wal;
 use crate::send_wal::{Subscription, send_wal};
+use crate::threads;
 use crate::timeline::{TenantTimelineId, Timeline, TimelineError};
 use crate::timelines::{Timelines, TimelinesError};
 
@@ -44,30 +45,33 @@ impl PgService {
     /// Accepts connections until `shutdown`, then waits until all have ended.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
         let slots = Arc::new(Semaphore::new(self.config.max_connections));
-        let tasks = TaskTracker::new();
+        let connections = TaskTracker::new();
         let mut cid: u64 = 0;
         let accepting = async {
             loop {
                 // Never closed, so this cannot fail; if it did, nothing more would be accepted.
                 let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-                match listener.accept().await {
+                let started = match listener.accept().await {
                     Ok((stream, peer)) => {
                         cid += 1;
-                        let span = tracing::info_span!("", cid);
-                        let connection = self.clone().connection(stream, shutdown.clone());
-                        tasks.spawn(
-                            async move {
+                        let (service, shutdown) = (self.clone(), shutdown.clone());
+                        let held = (slot, connections.token());
+                        let serve = move |stream| async move {
+                            let _held = held;
+                            let span = tracing::info_span!("", cid);
+                            let connection = async {
                                 tracing::debug!(%peer, "accepted");
-                                connection.await;
-                                drop(slot);
-                            }
-                            .instrument(span),
-                        );
+                                service.connection(stream, shutdown).await;
+                            };
+                            connection.instrument(span).await;
+                        };
+                        threads::serve_connection(cid, stream, serve)
                     }
-                    Err(error) => {
-                        tracing::warn!("could not accept a connection: {error}");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = started {
+                    tracing::warn!("could not accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
         };
@@ -75,8 +79,8 @@ impl PgService {
             () = accepting => {}
             () = shutdown.cancelled() => {}
         }
-        tasks.close();
-        tasks.wait().await;
+        connections.close();
+        connections.wait().await;
     }
 
     async fn connection(self, stream: TcpStream, shutdown: CancellationToken) {

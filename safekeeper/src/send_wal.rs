@@ -24,8 +24,6 @@ use crate::wal_storage::{ReadError, WalReader};
 
 /// `MAX_SEND_SIZE` of `walsender.c`.
 const SEND_BYTES_MAX: u64 = 16 * XLOG_BLCKSZ;
-/// WAL this close to the end of the log was written a moment ago: reading it does not touch the disk.
-const RECENT_BYTES: u64 = 64 * 1024 * 1024;
 
 type Backend = PostgresBackend<TcpStream>;
 
@@ -60,6 +58,7 @@ pub async fn send_wal(
             metrics,
             wal: timeline.reader(),
             progress: timeline.subscribe(),
+            committed: timeline.subscribe_committed(),
             id,
             sent_lsn: subscription.start_lsn,
             term: subscription.term,
@@ -87,6 +86,7 @@ struct Sender<'a> {
     metrics: &'a Metrics,
     wal: WalReader,
     progress: watch::Receiver<Progress>,
+    committed: watch::Receiver<Lsn>,
     id: ReaderId,
     sent_lsn: Lsn,
     term: Option<Term>,
@@ -110,7 +110,10 @@ impl Sender<'_> {
                 tokio::select! {
                     flushed = pgb.flush(), if sending => flushed?,
                     data = reader.read_copy_data() => self.listen(data?)?,
-                    changed = self.progress.changed(), if !sending => {
+                    changed = self.committed.changed(), if !sending && self.term.is_none() => {
+                        changed.map_err(|_| CopyStreamEnd::Cancelled)?;
+                    }
+                    changed = self.progress.changed(), if !sending && self.term.is_some() => {
                         changed.map_err(|_| CopyStreamEnd::Cancelled)?;
                     }
                     _ = quiet.tick(), if !sending => self.queue_keepalive(pgb)?,
@@ -129,15 +132,15 @@ impl Sender<'_> {
 
     /// `[SK4]` End of what this reader may get now.
     fn end_lsn(&mut self) -> Result<Lsn, CopyStreamEnd> {
+        let Some(term) = self.term else { return Ok(*self.committed.borrow_and_update()) };
         let progress = *self.progress.borrow_and_update();
-        match self.term {
-            None => Ok(progress.ladder.commit_lsn),
-            Some(term) if term == progress.term => Ok(progress.ladder.flush_lsn),
-            Some(term) => Err(refused(
-                SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("term {term} is over, this safekeeper is in term {}", progress.term),
-            )),
+        if term == progress.term {
+            return Ok(progress.ladder.flush_lsn);
         }
+        Err(refused(
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("term {term} is over, this safekeeper is in term {}", progress.term),
+        ))
     }
 
     /// Queues the next piece of WAL, if there is one.
@@ -168,13 +171,7 @@ impl Sender<'_> {
 
     fn read(&mut self, len: u64) -> Result<Bytes, CopyStreamEnd> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let written = self.progress.borrow().ladder.write_lsn;
-        let result = if written.saturating_sub(self.sent_lsn) < RECENT_BYTES {
-            self.wal.read(self.sent_lsn, len)
-        } else {
-            tokio::task::block_in_place(|| self.wal.read(self.sent_lsn, len))
-        };
-        result.map_err(|error| {
+        self.wal.read(self.sent_lsn, len).map_err(|error| {
             let code = match error {
                 ReadError::Removed(_) => SqlState::UNDEFINED_FILE,
                 ReadError::File(_) | ReadError::Read { .. } => SqlState::IO_ERROR,

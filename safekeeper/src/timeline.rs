@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use pg_types::{NodeId, TenantId, TimelineId};
+use pg_types::{Lsn, NodeId, TenantId, TimelineId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,6 +58,8 @@ pub struct Timeline {
     /// Why it is out of service, once it is.
     broken: OnceLock<String>,
     progress: watch::Sender<Progress>,
+    /// The commit position alone, for readers that are not to be woken by each flush before it.
+    committed: watch::Sender<Lsn>,
     feedback: Feedback,
     /// Connected proposers.
     links: Mutex<HashMap<ConnId, mpsc::Sender<Outgoing>>>,
@@ -85,6 +87,10 @@ impl Drop for QuarantineOnPanic<'_> {
     }
 }
 
+fn replace_if_new<T: Copy + PartialEq>(published: &watch::Sender<T>, value: T) {
+    published.send_if_modified(|known| std::mem::replace(known, value) != value);
+}
+
 impl Timeline {
     /// Loads the timeline in `dir`. Blocking.
     pub fn load(
@@ -101,6 +107,7 @@ impl Timeline {
             id,
             dir: dir.to_owned(),
             progress: watch::Sender::new(core.progress()),
+            committed: watch::Sender::new(core.progress().ladder.commit_lsn),
             feedback: Feedback::new(core.control_file().remote_consistent_lsn),
             core: tokio::sync::Mutex::new(core),
             broken: OnceLock::new(),
@@ -152,6 +159,11 @@ impl Timeline {
         self.progress.subscribe()
     }
 
+    /// The commit position as it changes.
+    pub fn subscribe_committed(&self) -> watch::Receiver<Lsn> {
+        self.committed.subscribe()
+    }
+
     /// Positions as of now.
     pub fn progress(&self) -> Progress {
         *self.progress.borrow()
@@ -190,11 +202,8 @@ impl Timeline {
         std::mem::forget(unwinding);
         if result.is_ok() {
             let progress = core.progress();
-            self.progress.send_if_modified(|published| {
-                let modified = *published != progress;
-                *published = progress;
-                modified
-            });
+            replace_if_new(&self.progress, progress);
+            replace_if_new(&self.committed, progress.ladder.commit_lsn);
         }
         result.map_err(|error| self.quarantine(&error))
     }

@@ -193,12 +193,17 @@ impl Cluster {
 
 /// Sends SIGKILL and waits until the process is gone (or a zombie of somebody else's).
 pub fn kill_and_wait(pid: u32) -> Result<()> {
+    signal_and_wait(pid, Signal::SIGKILL)
+}
+
+/// Sends a signal that ends a process and waits until it is gone (or a zombie of somebody else's).
+pub fn signal_and_wait(pid: u32, signal: Signal) -> Result<()> {
     let raw = Pid::from_raw(i32::try_from(pid)?);
-    match kill(raw, Signal::SIGKILL) {
+    match kill(raw, signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-        Err(error) => bail!("could not kill {pid}: {error}"),
+        Err(error) => bail!("could not send {signal} to {pid}: {error}"),
     }
-    wait_until("a killed process is gone", || {
+    wait_until("a process that was told to end is gone", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
         // The first thread is a zombie while others still end, and hold what the process had open.

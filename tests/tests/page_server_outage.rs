@@ -1,11 +1,12 @@
 //! A page server that is stalled, gone, or back again, as a backend sees it (L011–L015, L337, L338).
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use system_tests::cluster::{single_value, wait_until};
+use system_tests::cluster::{signal_and_wait, single_value, wait_until};
 use system_tests::{Cluster, Endpoint, Place};
 
 fn prepare(cluster: &Cluster, settings: &[(&str, &str)]) -> Result<Endpoint> {
@@ -74,4 +75,74 @@ fn a_page_server_that_stays_away_ends_the_backend_with_sigabrt() -> Result<()> {
     })?;
     ensure!(endpoint.value("SELECT count(*) FROM data")? == "10000");
     Ok(())
+}
+
+/// Clients that read and write pages which are not in memory, and stop at their first error.
+struct Clients {
+    stop: AtomicBool,
+    /// Statements that each client has finished.
+    done: [AtomicUsize; 4],
+}
+
+impl Clients {
+    fn run(&self, endpoint: &Endpoint, number: usize) -> Result<()> {
+        let mut client = endpoint.connect("postgres")?;
+        let mut id = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            // Far apart, so that each one is on another page.
+            id = (id + 1009) % 10_000;
+            let sql = if number.is_multiple_of(2) {
+                format!("SELECT t FROM data WHERE id = {id}")
+            } else {
+                format!("UPDATE data SET t = reverse(t) WHERE id = {id} RETURNING t")
+            };
+            single_value(&mut client, &sql).with_context(|| format!("client {number}"))?;
+            self.done[number].fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Waits until each client has finished some statements more.
+    fn wait_for_progress(&self) -> Result<()> {
+        let now = || self.done.each_ref().map(|done| done.load(Ordering::Relaxed));
+        let before = now();
+        wait_until("every client goes on", || {
+            ensure!(!self.stop.load(Ordering::Relaxed), "a client has failed");
+            Ok(now().iter().zip(before).all(|(now, before)| *now >= before + 20))
+        })
+    }
+}
+
+/// Killed or stopped in good order, and started again: clients wait, and none of them sees an error.
+#[test]
+fn a_page_server_that_comes_back_is_no_error() -> Result<()> {
+    let cluster = Cluster::start(Place::from_env()?)?;
+    let endpoint = prepare(&cluster, &[])?;
+    endpoint.connect("postgres")?.batch_execute("CREATE UNIQUE INDEX ON data (id)")?;
+    let clients = Clients { stop: AtomicBool::new(false), done: std::array::from_fn(|_| 0.into()) };
+    std::thread::scope(|scope| {
+        let clients = &clients;
+        let threads: Vec<_> = (0..clients.done.len())
+            .map(|number| {
+                let endpoint = &endpoint;
+                scope.spawn(move || {
+                    let result = clients.run(endpoint, number);
+                    clients.stop.store(true, Ordering::Relaxed);
+                    result
+                })
+            })
+            .collect();
+        let restarts = (0..4).try_for_each(|round: u32| {
+            clients.wait_for_progress()?;
+            let signal = if round.is_multiple_of(2) { Signal::SIGKILL } else { Signal::SIGTERM };
+            signal_and_wait(cluster.pid("pageserver/pageserver.pid")?, signal)?;
+            cluster.neon(&["start"]).map(drop)
+        });
+        let restarts = restarts.and_then(|()| clients.wait_for_progress());
+        clients.stop.store(true, Ordering::Relaxed);
+        let ends: Vec<Result<()>> =
+            threads.into_iter().map(|thread| thread.join().expect("a client")).collect();
+        ends.into_iter().collect::<Result<()>>()?;
+        restarts
+    })
 }

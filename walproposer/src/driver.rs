@@ -35,6 +35,8 @@ pub(crate) struct Milestones {
     pub(crate) rewind: Option<Lsn>,
     /// The commit position has moved.
     pub(crate) committed: bool,
+    /// A second has passed: the compute hears from us.
+    pub(crate) heartbeat: bool,
     /// The page server has reported, or a second has passed: time to tell the backends.
     pub(crate) publish: bool,
 }
@@ -159,6 +161,7 @@ impl Driver {
                 self.trim()
             }
             _ = self.heartbeat.tick() => {
+                self.milestones.heartbeat = true;
                 self.milestones.publish = true;
                 self.step(ProposerInput::Heartbeat)
             }

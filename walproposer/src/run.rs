@@ -57,6 +57,8 @@ struct Reign<'a> {
     backoff: Backoff,
     min_term: Term,
     has_reigned: bool,
+    /// What the compute was told last about the page server.
+    reported_apply_lsn: Lsn,
 }
 
 impl<'a> Reign<'a> {
@@ -86,6 +88,7 @@ impl<'a> Reign<'a> {
             backoff: Backoff::new(),
             min_term: terms.campaign_term,
             has_reigned: false,
+            reported_apply_lsn: Lsn::INVALID,
         })
     }
 
@@ -135,7 +138,8 @@ impl<'a> Reign<'a> {
             self.driver.wal_begins(lsn)?;
             self.stream.open_at(lsn);
         }
-        if milestones.committed || milestones.publish {
+        let applied = self.driver.storage().merged().disk_consistent_lsn;
+        if milestones.committed || milestones.heartbeat || self.reported_apply_lsn != applied {
             self.report().await;
         }
         if milestones.publish {
@@ -169,10 +173,12 @@ impl<'a> Reign<'a> {
     /// Tells the compute what is durable: backends that wait for their commit are released by it.
     async fn report(&mut self) {
         let commit_lsn = self.driver.commit_lsn();
+        let apply_lsn = self.driver.storage().merged().disk_consistent_lsn;
+        self.reported_apply_lsn = apply_lsn;
         let status = StandbyStatusUpdate {
             write_lsn: commit_lsn,
             flush_lsn: commit_lsn,
-            apply_lsn: self.driver.storage().merged().disk_consistent_lsn,
+            apply_lsn,
             timestamp: current_timestamp(),
             reply_requested: false,
         };

@@ -1,4 +1,8 @@
 //! How much a writer is held back while storage is behind (L027).
+//!
+//! A process that writes WAL while storage lags owes a pause for each byte: the *pace*, which doubles with each further
+//! tenth of the way that the lag goes. So the lag settles where the writers together write what storage takes, whatever
+//! their number, without anybody being stopped; who writes little pauses little.
 
 use std::time::Duration;
 
@@ -17,98 +21,104 @@ pub struct Limits {
     pub apply: u64,
 }
 
-/// What a writer has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pressure {
-    /// Go on.
-    None,
-    /// Pause once, then go on.
-    Pause(Duration),
-    /// Stop until storage has caught up; look again after [`SLICE`].
-    Hold,
-}
-
 /// Longest pause without a look at cancel requests.
 pub const SLICE: Duration = Duration::from_millis(10);
 
-/// Share of a limit, in percent, below which nobody is held back.
-const FREE_PERCENT: u64 = 50;
+/// Shortest pause: less is saved up, since a system call and a change of processes cost a tenth of it.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Half of a limit is free.
+const FREE_PARTS: u64 = 2;
+/// Pause for a byte when a limit is reached: a mebibyte a second for each process.
+const SECONDS_PER_BYTE_AT_LIMIT: f64 = 1.0 / (1024.0 * 1024.0);
+/// Doublings of the pace between the free part and the limit: writers of a gigabyte a second are slowed down as smoothly as
+/// a hundred of a mebibyte.
+const DOUBLINGS: f64 = 10.0;
+/// The pace grows no further from here on (as a multiple of the way from the free part to the limit): half an hour for a
+/// kilobyte. Numbers stay finite.
+const WAY_MAX: f64 = 3.0;
+/// More than this is not owed. A process that could not pause for a while, or that took over what its parallel workers
+/// wrote and paid for, does not pay for long.
+const DEBT_BYTES_MAX: f64 = 1024.0 * 1024.0;
 
-/// The pressure at a local flush position. Pauses grow from nothing at half of a limit to [`SLICE`] at the whole, so
-/// that writers slow down to what storage takes instead of running into a wall.
-///
-/// An unknown position disables its limit: right after a start nothing is known and nothing is behind yet.
-pub fn pressure(flushed: Lsn, feedback: &Feedback, limits: &Limits) -> Pressure {
-    [
-        (feedback.last_received_lsn, limits.write),
-        (feedback.disk_consistent_lsn, limits.flush),
-        (feedback.remote_consistent_lsn, limits.apply),
-    ]
-    .into_iter()
-    .map(|(position, limit)| one(flushed, position, limit))
-    .fold(Pressure::None, stronger)
+/// Seconds of pause for each byte of WAL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+pub struct Pace(f64);
+
+impl Pace {
+    /// Nobody is held back.
+    pub const FREE: Pace = Pace(0.0);
+
+    /// The pace at a local flush position.
+    ///
+    /// An unknown position disables its limit: right after a start nothing is known and nothing is behind yet.
+    pub fn at(flushed: Lsn, feedback: &Feedback, limits: &Limits) -> Pace {
+        [
+            (feedback.last_received_lsn, limits.write),
+            (feedback.disk_consistent_lsn, limits.flush),
+            (feedback.remote_consistent_lsn, limits.apply),
+        ]
+        .into_iter()
+        .map(|(position, limit)| Pace::of_one(flushed, position, limit))
+        .fold(Pace::FREE, |a, b| if a < b { b } else { a })
+    }
+
+    fn of_one(flushed: Lsn, position: Lsn, limit: u64) -> Pace {
+        if limit == 0 || !position.is_valid() {
+            return Pace::FREE;
+        }
+        let free = limit / FREE_PARTS;
+        let over = flushed.saturating_sub(position).saturating_sub(free);
+        let way = (over as f64 / (limit - free) as f64).min(WAY_MAX);
+        // 0 where the way begins, 1 at its end.
+        let growth = (DOUBLINGS * way).exp2() - 1.0;
+        Pace(SECONDS_PER_BYTE_AT_LIMIT * growth / (DOUBLINGS.exp2() - 1.0))
+    }
+
+    /// Whether nobody is held back.
+    pub fn is_free(self) -> bool {
+        self.0 <= 0.0
+    }
+
+    /// Seconds for a mebibyte, for people.
+    pub fn seconds_per_mebibyte(self) -> f64 {
+        self.0 * 1024.0 * 1024.0
+    }
 }
 
-fn one(flushed: Lsn, position: Lsn, limit: u64) -> Pressure {
-    if limit == 0 || !position.is_valid() {
-        return Pressure::None;
-    }
-    let lag = flushed.saturating_sub(position);
-    let free = limit / 100 * FREE_PERCENT;
-    if lag >= limit {
-        Pressure::Hold
-    } else if lag <= free {
-        Pressure::None
-    } else {
-        let share = (lag - free) as f64 / (limit - free) as f64;
-        Pressure::Pause(SLICE.mul_f64(share))
-    }
+/// What one process has written and not paused for yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Debt {
+    bytes: f64,
+    /// The process' own count of bytes when it was looked at last.
+    counted: u64,
 }
 
-fn stronger(a: Pressure, b: Pressure) -> Pressure {
-    match (a, b) {
-        (Pressure::Hold, _) | (_, Pressure::Hold) => Pressure::Hold,
-        (Pressure::Pause(x), Pressure::Pause(y)) => Pressure::Pause(x.max(y)),
-        (pause @ Pressure::Pause(_), _) | (_, pause @ Pressure::Pause(_)) => pause,
-        _ => Pressure::None,
+impl Debt {
+    /// Owes nothing.
+    pub const fn none() -> Debt {
+        Debt { bytes: 0.0, counted: 0 }
+    }
+
+    /// Takes the process' count of all WAL bytes that it ever wrote. What is written at a free pace is free.
+    pub fn count(&mut self, written: u64, pace: Pace) {
+        let new = written.saturating_sub(self.counted);
+        self.counted = written;
+        self.bytes =
+            if pace.is_free() { 0.0 } else { (self.bytes + new as f64).min(DEBT_BYTES_MAX) };
+    }
+
+    /// The next pause, if there is enough to pay.
+    pub fn pause(&self, pace: Pace) -> Option<Duration> {
+        let owed = (self.bytes * pace.0).min(SLICE.as_secs_f64());
+        (owed >= PAUSE_MIN.as_secs_f64()).then(|| Duration::from_secs_f64(owed))
+    }
+
+    /// A pause pays off at the pace of the moment: storage that catches up sets free who waits for it.
+    pub fn paused(&mut self, time: Duration, pace: Pace) {
+        let paid = if pace.is_free() { self.bytes } else { time.as_secs_f64() / pace.0 };
+        self.bytes = (self.bytes - paid).max(0.0);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: Limits = Limits { write: 1000, flush: 10_000, apply: 0 };
-
-    fn feedback(received: u64, durable: u64) -> Feedback {
-        Feedback {
-            last_received_lsn: Lsn(received),
-            disk_consistent_lsn: Lsn(durable),
-            ..Feedback::default()
-        }
-    }
-
-    #[test]
-    fn holds_at_the_limit_and_not_without_knowledge() {
-        assert_eq!(pressure(Lsn(2000), &feedback(1600, 1), &LIMITS), Pressure::None);
-        assert_eq!(pressure(Lsn(2000), &feedback(1000, 1), &LIMITS), Pressure::Hold);
-        assert_eq!(pressure(Lsn(20_000), &feedback(20_000, 10_000), &LIMITS), Pressure::Hold);
-        assert_eq!(pressure(Lsn(20_000), &feedback(0, 0), &LIMITS), Pressure::None);
-        assert_eq!(pressure(Lsn(20_000), &feedback(1, 1), &Limits::default()), Pressure::None);
-        assert_eq!(pressure(Lsn(2000), &feedback(1250, 2000), &LIMITS), Pressure::Pause(SLICE / 2));
-    }
-
-    proptest! {
-        #[test]
-        fn more_lag_is_never_less_pressure(a in 0u64..3000, b in 0u64..3000) {
-            let rank = |lag: u64| match pressure(Lsn(10_000), &feedback(10_000 - lag, 0), &LIMITS) {
-                Pressure::None => Duration::ZERO,
-                Pressure::Pause(pause) => pause,
-                Pressure::Hold => Duration::MAX,
-            };
-            let (less, more) = (a.min(b), a.max(b));
-            prop_assert!(rank(less) <= rank(more));
-        }
-    }
-}
+mod tests;

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-/// First pause between attempts to connect.
+/// First pauses between attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// Longest pause between attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A pause is this part of the time that was waited before: whoever comes back is noticed soon, measured by how long it was
+/// away.
+const PART: u32 = 3;
 
 /// Failures in a row of one operation: connections refused, lost, or closed for silence (L012, L015).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempts {
     failed: u32,
+    paused: Duration,
 }
 
 /// What to do after a failure.
@@ -23,14 +27,15 @@ pub enum AfterFailure {
 }
 
 impl Attempts {
-    /// Counts a failure. The pause starts at 1 ms and doubles up to 1 s.
+    /// Counts a failure. Pauses grow by a third of what they come to, from 1 ms to 1 s.
     pub fn failure(&mut self, max_attempts: u32) -> AfterFailure {
         self.failed = self.failed.saturating_add(1);
         if self.failed > max_attempts {
             return AfterFailure::GiveUp;
         }
-        let doublings = (self.failed - 1).min(16);
-        AfterFailure::RetryAfter(FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE))
+        let pause = (self.paused / PART).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.paused = self.paused.saturating_add(pause);
+        AfterFailure::RetryAfter(pause)
     }
 
     /// Failures since the last success.
@@ -40,7 +45,7 @@ impl Attempts {
 
     /// An answer came.
     pub fn success(&mut self) {
-        self.failed = 0;
+        *self = Attempts::default();
     }
 }
 
@@ -100,7 +105,7 @@ mod tests {
         }
         assert_eq!(attempts.failure(60), AfterFailure::GiveUp);
         assert_eq!(attempts.failed(), 61);
-        assert!((Duration::from_secs(45)..Duration::from_secs(60)).contains(&total), "{total:?}");
+        assert!((Duration::from_secs(30)..Duration::from_secs(60)).contains(&total), "{total:?}");
         attempts.success();
         assert_eq!(attempts.failure(60), AfterFailure::RetryAfter(FIRST_PAUSE));
         assert_eq!(Attempts::default().failure(0), AfterFailure::GiveUp);
@@ -122,6 +127,20 @@ mod tests {
     }
 
     proptest! {
+        /// Who comes back is asked before its absence has become half as long again.
+        #[test]
+        fn an_outage_is_noticed_soon_after_its_end(away_ms in 10u64..10_000) {
+            let away = Duration::from_millis(away_ms);
+            let (mut attempts, mut now) = (Attempts::default(), Duration::ZERO);
+            while now < away {
+                match attempts.failure(60) {
+                    AfterFailure::RetryAfter(pause) => now += pause,
+                    AfterFailure::GiveUp => prop_assert!(false, "gave up after {now:?}"),
+                }
+            }
+            prop_assert!(now <= away + away / 2, "asked after {now:?}");
+        }
+
         #[test]
         fn a_wait_always_ends(log in 1u64..1000, disconnect in 1u64..1000, step in 1u64..50) {
             let mut stall = Stall::new(Duration::from_millis(log), Duration::from_millis(disconnect));

@@ -228,19 +228,19 @@ fn define_backpressure() {
     };
     lag(
         c"neon.max_replication_write_lag",
-        c"WAL that the page server has not received at which writers stop; 0 means any.",
-        c"Writers slow down from half of it on.",
+        c"WAL that the page server has not received at which each writer gets 1 MB/s; 0 means any.",
+        c"Writers slow down from half of it on, and nearly stop at twice of it.",
         &MAX_WRITE_LAG,
     );
     lag(
         c"neon.max_replication_flush_lag",
-        c"WAL that the page server has not made durable at which writers stop; 0 means any.",
+        c"WAL that the page server has not made durable at which each writer gets 1 MB/s; 0 means any.",
         c"Must be well above the amount of WAL that the page server collects before it writes a layer.",
         &MAX_FLUSH_LAG,
     );
     lag(
         c"neon.max_replication_apply_lag",
-        c"WAL that is not durable in the object store at which writers stop; 0 means any.",
+        c"WAL that is not durable in the object store at which each writer gets 1 MB/s; 0 means any.",
         c"",
         &MAX_APPLY_LAG,
     );

@@ -41,6 +41,12 @@ pub fn flush_position() -> Lsn {
     Lsn(unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) })
 }
 
+/// Bytes of WAL that this process has written in its life (`pgWalUsage`; parallel workers' are added when they end).
+pub fn bytes_written_by_this_process() -> u64 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::pgWalUsage.wal_bytes }
+}
+
 /// Whether the server is still starting.
 pub fn in_recovery() -> bool {
     // SAFETY: reads shared memory.

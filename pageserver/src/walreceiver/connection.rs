@@ -10,7 +10,7 @@ use pg_wire::replication::{
 };
 use pg_wire::{ClientError, ConnectParams, CopyBoth, Endpoint};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::sink::{self, SinkError, Worker};
 use crate::metrics::GLOBAL;
@@ -20,6 +20,10 @@ use crate::timeline::status::ReceiverState;
 
 /// Feedback is sent this often at least, so that a safekeeper knows that someone listens.
 const FEEDBACK_INTERVAL: Duration = Duration::from_secs(1);
+/// Progress is reported at once after so much WAL, and otherwise after [`FEEDBACK_PAUSE`].
+const FEEDBACK_BYTES: u64 = 1024 * 1024;
+/// Each report wakes the safekeeper, the walproposer and its walsender, so one for each commit would cost more than the commit.
+const FEEDBACK_PAUSE: Duration = Duration::from_millis(20);
 /// Messages between socket and ingest; each is at most 128 KiB.
 const CHANNEL_MESSAGES: usize = 16;
 
@@ -112,6 +116,8 @@ async fn pump(
     let mut ticks = tokio::time::interval(FEEDBACK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waiting: Option<WalChunk> = None;
+    let mut reported = Reported { lsn: timeline.last_record_lsn(), at: Instant::now() };
+    let mut progressed = false;
     loop {
         let mut feedback_due = false;
         tokio::select! {
@@ -137,18 +143,31 @@ async fn pump(
                 Err(error) => return error.into(),
             },
             progress = worker.progressed() => match progress {
-                Ok(()) => feedback_due = true,
+                Ok(()) => {
+                    progressed = true;
+                    let bytes = timeline.last_record_lsn().saturating_sub(reported.lsn);
+                    feedback_due = bytes >= FEEDBACK_BYTES;
+                }
                 Err(()) => return StreamEnd::Ended("ingest stopped".to_owned()),
             },
+            () = sleep_until(reported.at + FEEDBACK_PAUSE), if progressed => feedback_due = true,
             _ = ticks.tick() => feedback_due = true,
         }
         if feedback_due {
+            progressed = false;
+            reported = Reported { lsn: timeline.last_record_lsn(), at: Instant::now() };
             let message = StandbyMessage::PageserverFeedback(feedback(timeline));
             if let Err(error) = wire.writer.send_standby(&message).await {
                 return error.into();
             }
         }
     }
+}
+
+/// The last report.
+struct Reported {
+    lsn: Lsn,
+    at: Instant,
 }
 
 fn received(timeline: &Timeline, start: Lsn, data: &Bytes) {

@@ -16,10 +16,8 @@ use wal_consensus::refusal::{Quarantine, Refusal};
 use crate::control_file::{ControlFile, ControlFileError};
 use crate::durable::FileError;
 use crate::metrics::{Metrics, seconds};
+use crate::threads::blocking;
 use crate::wal_storage::{Flushed, Known, RecoveryError, WalStorage, find_end_of_wal};
-
-/// More bytes than this in one go are written as blocking work: the kernel may make a writer of much wait.
-const BLOCKING_WRITE_BYTES: usize = 256 * 1024;
 
 /// Why a timeline is out of service. Nothing is known any more about what is on disk (D6).
 #[derive(Debug, thiserror::Error)]
@@ -102,12 +100,6 @@ pub struct Core {
     out: Vec<Outgoing>,
 }
 
-/// Runs blocking work. Other tasks of this runtime thread go on elsewhere meanwhile; the caller goes on *here* when
-/// it is done, which spares a commit two changes of threads.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
-    tokio::task::block_in_place(work)
-}
-
 impl Core {
     /// Begins from what is on disk (D7).
     pub fn load(dir: &Path, identity: AcceptorIdentity, metrics: Metrics) -> Result<Core, Broken> {
@@ -128,13 +120,8 @@ impl Core {
     /// Takes messages that arrived over one connection, in their order, with at most one flush for all of them, and
     /// returns what is to be sent. Everything returned is true on disk (`[SK1]`, D5).
     pub fn receive(&mut self, conn: ConnId, payloads: Vec<Bytes>) -> Result<Vec<Outgoing>, Broken> {
-        let bytes: usize = payloads.iter().map(Bytes::len).sum();
         let count = payloads.len();
-        if bytes > BLOCKING_WRITE_BYTES {
-            blocking(|| self.receive_all(conn, payloads))?;
-        } else {
-            self.receive_all(conn, payloads)?;
-        }
+        self.receive_all(conn, payloads)?;
         if self.flush_wanted {
             #[expect(
                 clippy::cast_precision_loss,

@@ -34,7 +34,7 @@ pub struct Partition<'a> {
 pub struct Found {
     /// Where the chunk is.
     pub slot: u32,
-    /// To be compared after the read ([`PartitionView::is_unchanged`]).
+    /// To be compared after the read ([`SlotState::is_unchanged`]).
     pub version: u32,
     /// Wanted blocks that can be read.
     pub available: BlockSet,

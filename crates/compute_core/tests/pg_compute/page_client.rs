@@ -146,6 +146,44 @@ fn a_cancelled_read_leaves_nothing_behind() {
     server.stop();
 }
 
+/// Waiting for a response, for a connection, and between two attempts to connect: each wait ends with the statement's time,
+/// and at a cancel request.
+#[test]
+fn every_wait_ends_with_the_statement() {
+    let world = World::new();
+    let service = PageService::start(&world.stock_data());
+    let data = world.compute_data();
+    let server = Server::start_compute(&world, &data, service.port(), &[]);
+    let held = |event: &str| {
+        format!(
+            "select count(pg_cancel_backend(pid)) from pg_stat_activity where wait_event = '{event}' and query like '%sum(id)%'"
+        )
+    };
+    // Sessions find their catalogs in shared buffers from here on.
+    server.ok(&held("none"));
+    server.ok(&COUNT.replace("from t", "from t where false"));
+    let waits: [(&dyn Fn(), &str); 3] = [
+        (&|| service.behave(Behaviour::Stall), "NeonPageServerResponse"),
+        (&|| service.behave(Behaviour::Mute), "NeonPageServerConnect"),
+        (&|| service.close(), "NeonPageServerConnect"),
+    ];
+    for (begin, event) in waits {
+        begin();
+        let message = server.fails(&format!("set statement_timeout = 300;; {COUNT}"));
+        assert!(message.contains("statement timeout"), "{event}: {message}");
+        std::thread::scope(|scope| {
+            let query = scope.spawn(|| server.fails(COUNT));
+            server.wait_for("a query that waits, and its end", || {
+                server.ok(&held(event));
+                query.is_finished()
+            });
+            let message = query.join().expect("the query");
+            assert!(message.contains("user request"), "{event}: {message}");
+        });
+    }
+    server.stop();
+}
+
 #[test]
 fn an_error_fails_the_query_alone() {
     let world = World::new();

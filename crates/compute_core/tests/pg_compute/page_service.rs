@@ -31,6 +31,15 @@ pub enum Behaviour {
     Refuse,
     /// With the answer to another request, once; then rightly.
     Confuse,
+    /// Not at all, and new connections hear nothing either.
+    Mute,
+}
+
+impl Behaviour {
+    /// Nothing is said for as long as it lasts.
+    fn is_silent(self) -> bool {
+        matches!(self, Behaviour::Stall | Behaviour::Mute)
+    }
 }
 
 struct Shared {
@@ -130,8 +139,14 @@ struct Session<'a> {
 fn deliver(mut stream: TcpStream, responses: &mpsc::Receiver<(Instant, Vec<u8>)>) {
     for (due, bytes) in responses {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        if stream.write_all(&bytes).is_err() {
-            return;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            match stream.write(rest) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                // The session looks whether the client is gone, which makes both ends non-blocking for a moment.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(_) => return,
+            }
         }
     }
 }
@@ -146,12 +161,13 @@ impl Session<'_> {
         put(&mut hello, b'R', &[0; 4]);
         put(&mut hello, b'S', b"server_version\x00test\0");
         put(&mut hello, b'Z', b"I");
-        stream.write_all(&hello)?;
         let (out, responses) = mpsc::channel();
         let copy = stream.try_clone()?;
         stream.set_nodelay(true)?;
-        std::thread::spawn(move || deliver(copy, &responses));
         let mut session = Session { shared, stream, received: FrameBuffer::default(), out };
+        session.behaviour_after_silence(|now| now == Behaviour::Mute)?;
+        session.stream.write_all(&hello)?;
+        std::thread::spawn(move || deliver(copy, &responses));
         let (tag, query) = session.message()?;
         assert_eq!(tag, b'Q');
         assert!(query.starts_with(b"pagestream_v3 "), "{query:?}");
@@ -210,8 +226,17 @@ impl Session<'_> {
         if !matches!(request.kind, RequestKind::GetPage(..)) {
             return Ok(Behaviour::Serve);
         }
+        let now = self.behaviour_after_silence(Behaviour::is_silent)?;
+        if now == Behaviour::Confuse {
+            *self.shared.behaviour.lock().expect("not poisoned") = Behaviour::Serve;
+        }
+        Ok(now)
+    }
+
+    /// Waits while the behaviour is a silent one, or until the client has gone.
+    fn behaviour_after_silence(&self, silent: impl Fn(Behaviour) -> bool) -> io::Result<Behaviour> {
         let mut behaviour = self.shared.behaviour.lock().expect("not poisoned");
-        while *behaviour == Behaviour::Stall {
+        while silent(*behaviour) {
             let wait = self.shared.changed.wait_timeout(behaviour, Duration::from_millis(50));
             behaviour = wait.expect("not poisoned").0;
             let mut byte = [0];
@@ -222,11 +247,7 @@ impl Session<'_> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        let now = *behaviour;
-        if now == Behaviour::Confuse {
-            *behaviour = Behaviour::Serve;
-        }
-        Ok(now)
+        Ok(*behaviour)
     }
 
     fn segment(&self, rel: RelTag, segment: u32) -> Option<File> {
