@@ -57,10 +57,6 @@ fn backpressure_positions() -> TableIterator<
 /// How far storage is behind the local end of WAL, in bytes (NULL while unknown), the limits (0 for none), and what
 /// follows from both.
 #[pg_extern]
-#[expect(
-    clippy::type_complexity,
-    reason = "the macro reads the columns from the type as it is written"
-)]
 fn backpressure_lags() -> TableIterator<
     'static,
     (
