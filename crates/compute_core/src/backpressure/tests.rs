@@ -93,6 +93,11 @@ impl Writer {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a short run")]
+fn whole(bytes: f64) -> u64 {
+    bytes as u64
+}
+
 impl World {
     fn step(&mut self, ms: u32, writers: &mut [Writer]) {
         for writer in writers {
@@ -100,7 +105,7 @@ impl World {
         }
         self.drained = (self.drained + self.drain / 1e3).min(self.written as f64);
         if ms.is_multiple_of(20) {
-            self.heard = self.drained.floor() as u64;
+            self.heard = whole(self.drained);
         }
     }
 }

@@ -82,6 +82,14 @@ impl Controller {
         self.perform(cluster, request, Fate::AnswerLost)
     }
 
+    /// The store has answered, unless the answer is lost: then the change is given up.
+    fn stored(&mut self, cluster: &Cluster, fate: Fate) {
+        match self.change.as_mut().filter(|_| fate == Fate::Answered) {
+            Some(change) => change.stored(cluster.store.clone()),
+            None => self.change = None,
+        }
+    }
+
     fn perform(&mut self, cluster: &mut Cluster, request: ChangeRequest, fate: Fate) -> Outcome {
         let is_store = matches!(request, ChangeRequest::Store { .. });
         if fate == Fate::Late && !is_store {
@@ -102,13 +110,7 @@ impl Controller {
                     cluster.checker.stored(&conf.mconf, &cluster.nodes)?;
                     cluster.store = *conf;
                 }
-                let stored = cluster.store.clone();
-                if let Some(change) = self.change.as_mut().filter(|_| fate == Fate::Answered) {
-                    change.stored(stored);
-                } else {
-                    self.change = None;
-                }
-                return Ok(());
+                self.stored(cluster, fate);
             }
             ChangeRequest::Switch { member, mconf } => {
                 let sk = index(&member);
