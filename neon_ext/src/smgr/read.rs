@@ -131,8 +131,7 @@ fn may_read_ahead(rel: RelTag) -> bool {
     guc::enable_prefetch() && !spill::has_file(rel)
 }
 
-/// Blocks to ask for behind those that are read now. Nothing beyond the fork's end; where the size is not known, nothing at
-/// all.
+/// Blocks to ask for behind those that are read now. Nothing beyond the fork's end.
 fn look_ahead(
     rel: RelTag,
     first: BlockNumber,
@@ -148,7 +147,10 @@ fn look_ahead(
     if ahead.is_empty() {
         return NOTHING;
     }
-    match relation_size::get(rel) {
+    // TOAST values are read without a look at the size of their relation: it is asked for once.
+    let known = relation_size::get(rel);
+    let known = known.or_else(|| PageServerStorage::fork_size(rel).ok().map(Known::Blocks));
+    match known {
         Some(Known::Blocks(blocks)) => ahead.start.min(blocks)..ahead.end.min(blocks),
         _ => NOTHING,
     }
