@@ -10,7 +10,13 @@ use system_tests::cluster::{signal_and_wait, single_value, wait_until};
 use system_tests::{Cluster, Endpoint, Place};
 
 fn prepare(cluster: &Cluster, settings: &[(&str, &str)]) -> Result<Endpoint> {
-    let mut all = vec![("shared_buffers", "1MB"), ("autovacuum", "off")];
+    // Without a local file cache: its pages are read without a page server.
+    let mut all = vec![
+        ("shared_buffers", "1MB"),
+        ("autovacuum", "off"),
+        ("neon.max_file_cache_size", "0"),
+        ("neon.file_cache_size_limit", "0"),
+    ];
     all.extend_from_slice(settings);
     let endpoint = cluster.endpoint("main", "main", &all)?;
     endpoint.connect("postgres")?.batch_execute(
