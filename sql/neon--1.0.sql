@@ -111,6 +111,25 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION approximate_working_set_size(boolean) IS 'about how many different pages were read or written past shared buffers since the last reset';
 
+CREATE FUNCTION get_local_cache_state(max_chunks integer DEFAULT NULL) RETURNS bytea
+AS 'MODULE_PATHNAME', 'get_local_cache_state_wrapper'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION get_local_cache_state(integer) IS 'which pages the local file cache holds, the most useful chunks first; for prewarm_local_cache';
+
+CREATE FUNCTION prewarm_local_cache(state bytea) RETURNS bigint
+AS 'MODULE_PATHNAME', 'prewarm_local_cache_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION prewarm_local_cache(bytea) IS 'brings pages into the local file cache while it has room, and returns how many';
+
+CREATE FUNCTION get_prewarm_info(OUT total bigint, OUT prewarmed bigint, OUT skipped bigint, OUT active_workers bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'get_prewarm_info_wrapper'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION get_prewarm_info() IS 'how far filling the local file cache is: pages of the list, brought, not brought, and processes at work';
+
 -- Reading these tells nothing about anybody's data, but they are for operators.
 REVOKE ALL ON FUNCTION get_perf_counters() FROM PUBLIC;
 REVOKE ALL ON FUNCTION backpressure_positions() FROM PUBLIC;
@@ -123,4 +142,6 @@ GRANT EXECUTE ON FUNCTION neon_get_lfc_stats(), local_cache_pages() TO pg_monito
 GRANT EXECUTE ON FUNCTION approximate_working_set_size_seconds(integer) TO pg_monitor;
 GRANT SELECT ON neon_lfc_stats, neon_stat_file_cache, local_cache TO pg_monitor;
 GRANT EXECUTE ON FUNCTION backpressure_lags() TO pg_monitor;
+REVOKE ALL ON FUNCTION get_local_cache_state(integer), prewarm_local_cache(bytea), get_prewarm_info() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION get_prewarm_info() TO pg_monitor;
 GRANT SELECT ON neon_perf_counters, neon_backpressure TO pg_monitor;

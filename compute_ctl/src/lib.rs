@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod basebackup;
+mod carried;
 mod catalog;
 pub mod config;
 mod orphan;
@@ -87,6 +88,7 @@ async fn start_and_watch(
 ) -> Result<(), ComputeError> {
     let mut stopwatch = Stopwatch::start();
     end_orphan(&config.pgdata);
+    carried::take_out(&config.pgdata);
     pgdata::wipe(&config.pgdata)?;
     stopwatch.lap("wipe");
     let start_lsn =
@@ -94,6 +96,7 @@ async fn start_and_watch(
     stopwatch.lap("safekeeper sync");
     basebackup::fetch(config, start_lsn, &config.pgdata).await?;
     stopwatch.lap("basebackup");
+    carried::put_in(&config.pgdata);
     pgdata::configure(config, user)?;
     let command = WalproposerCommand {
         program: program.to_owned(),

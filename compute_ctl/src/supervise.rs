@@ -28,6 +28,8 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 const LOG_LINES_MAX: usize = 50;
 /// Pause before a crashed walproposer is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// How long a walproposer has for its last words after a stop in order.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a walproposer may take to end after its PostgreSQL did.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -188,6 +190,10 @@ pub async fn watch(
         }
     };
     end(postgres, Signal::SIGQUIT).await;
+    if verdict.is_ok() && !walproposer_done {
+        // It tells the safekeepers that the last record is committed, and ends by itself.
+        let _ = timeout(GOODBYE_PATIENCE, walproposer.wait()).await;
+    }
     end(walproposer, Signal::SIGTERM).await;
     verdict
 }

@@ -10,7 +10,7 @@ use pg_wire::client::{Client, ClientError, ConnectParams, Endpoint};
 
 use crate::environment::Environment;
 use crate::error::{CliError, IoContext, Result, with_causes};
-use crate::timeline::committed_lsn;
+use crate::quorum::committed_lsn;
 
 /// The page server may have to wait for WAL, and reads every page.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);

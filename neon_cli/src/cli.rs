@@ -76,6 +76,21 @@ pub struct InitArgs {
     /// Built PostgreSQL (default: what `cargo xtask pg` built last).
     #[arg(long, env = "NEON_PG_INSTALL")]
     pub pg_install: Option<PathBuf>,
+    /// Number of safekeepers: a commit is on a majority of them. An odd number, since one more than that adds no safety.
+    #[arg(long, default_value = "1", value_parser = safekeeper_count)]
+    pub safekeepers: u16,
+}
+
+/// Most safekeepers of an environment.
+const SAFEKEEPERS_MAX: u16 = 9;
+
+fn safekeeper_count(text: &str) -> Result<u16, String> {
+    let number: u16 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number % 2 == 1 && number <= SAFEKEEPERS_MAX {
+        Ok(number)
+    } else {
+        Err(format!("must be an odd number up to {SAFEKEEPERS_MAX}"))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -232,8 +232,9 @@ pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
 }
 
 /// A fresh description with free ports and random ids.
-pub fn new_description(pg_install: PathBuf) -> Result<Description> {
-    let mut ports = crate::ports::free_ports(4)?.into_iter();
+pub fn new_description(pg_install: PathBuf, safekeepers: u16) -> Result<Description> {
+    let count = 2 * (usize::from(safekeepers) + 1);
+    let mut ports = crate::ports::free_ports(count)?.into_iter();
     let mut port = || ports.next().unwrap_or_default();
     let tenant_id = TenantId(rand::random());
     Ok(Description {
@@ -241,7 +242,9 @@ pub fn new_description(pg_install: PathBuf) -> Result<Description> {
         pg_install,
         default_tenant: tenant_id,
         pageserver: PageserverNode { pg_port: port(), http_port: port() },
-        safekeepers: vec![SafekeeperNode { id: NodeId(1), pg_port: port(), http_port: port() }],
+        safekeepers: (1..=u64::from(safekeepers))
+            .map(|id| SafekeeperNode { id: NodeId(id), pg_port: port(), http_port: port() })
+            .collect(),
         branches: vec![main_branch(tenant_id)],
     })
 }
@@ -265,7 +268,7 @@ mod tests {
     #[test]
     fn a_description_survives_a_round_trip_and_a_second_init_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let description = new_description("/nowhere".into()).unwrap();
+        let description = new_description("/nowhere".into(), 3).unwrap();
         let tenant = description.default_tenant;
         drop(Environment::create(dir.path(), description.clone()).unwrap());
         let opened = Environment::open(dir.path()).unwrap();
@@ -279,7 +282,10 @@ mod tests {
     #[test]
     fn a_broken_description_is_named_with_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Environment::create(dir.path(), new_description("/nowhere".into()).unwrap()).unwrap());
+        drop(
+            Environment::create(dir.path(), new_description("/nowhere".into(), 3).unwrap())
+                .unwrap(),
+        );
         let path = dir.path().join("neon.toml");
         let text = fs::read_to_string(&path).unwrap().replace("pg_port", "pg_prot");
         fs::write(&path, text).unwrap();

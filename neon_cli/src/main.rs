@@ -12,6 +12,7 @@ mod output;
 mod ports;
 mod process;
 mod psql;
+mod quorum;
 mod service_main;
 mod services;
 mod timeline;
@@ -66,7 +67,7 @@ fn init(cli: &Cli, args: &cli::InitArgs) -> Result<ExitCode> {
     };
     pg_launch::ensure_system_user()?;
     let root = install.root().canonicalize().unwrap_or_else(|_| install.root().to_owned());
-    let environment = Environment::create(&cli.dir, new_description(root)?)?;
+    let environment = Environment::create(&cli.dir, new_description(root, args.safekeepers)?)?;
     eprintln!("made an environment in {}; start it with `neon start`", environment.dir.display());
     Ok(ExitCode::SUCCESS)
 }

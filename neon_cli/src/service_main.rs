@@ -38,6 +38,7 @@ where
     E: std::fmt::Display,
 {
     init_logging();
+    leave_the_processor_to_the_compute();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -48,6 +49,14 @@ where
         start(shutdown).await.map_err(|error| CliError::failed(format!("{error:#}")))?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Without this, on a machine whose processors are all busy, each commit's WAL interrupts whoever runs, at every station
+/// of its way; with it, what has come together meanwhile goes on together.
+fn leave_the_processor_to_the_compute() {
+    if let Err(error) = pg_launch::ffi::take_turns() {
+        tracing::warn!(%error, "could not choose the scheduling policy");
+    }
 }
 
 /// Cancels `shutdown` at SIGTERM or SIGINT.
@@ -82,11 +91,15 @@ pub fn failed(error: impl std::error::Error) -> CliError {
 /// Runs a walproposer; its exit code tells the compute's supervisor why it ended.
 pub fn walproposer(config_path: &Path) -> Result<ExitCode> {
     init_logging();
+    leave_the_processor_to_the_compute();
     let runtime = single_threaded()?;
+    let config_path = config_path.to_owned();
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone())?;
-        let exit = compute_ctl::run_walproposer(config_path, shutdown).await;
+        // A task: what `block_on` itself runs costs a look at all sockets each time it hands something to a task.
+        let run = async move { compute_ctl::run_walproposer(&config_path, shutdown).await };
+        let exit = tokio::spawn(run).await.map_err(failed)?;
         Ok(ExitCode::from(exit.code()))
     })
 }

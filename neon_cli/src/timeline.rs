@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::environment::{Branch, Environment, check_name, main_branch};
 use crate::error::{CliError, Result};
 use crate::http::Api;
+use crate::quorum::committed_lsn;
 use crate::services::{pageserver_api, progress, safekeeper_api};
 
 /// What the page server says of a timeline; it says more, which is not needed here.
@@ -79,23 +80,6 @@ pub fn branch(
             ..main_branch(parent.tenant_id)
         },
     )
-}
-
-/// The newest position that is committed on the safekeepers: everything a client was told is durable lies
-/// below it. The page server waits until it has ingested up to there.
-pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> {
-    #[derive(Deserialize)]
-    struct SafekeeperDetail {
-        commit_lsn: Lsn,
-    }
-    let path = format!("/v1/tenant/{}/timeline/{}", branch.tenant_id, branch.timeline_id);
-    let mut newest = Lsn::INVALID;
-    for node in &environment.description.safekeepers {
-        let detail: SafekeeperDetail =
-            safekeeper_api(node).get(&path)?.parse("ask a safekeeper for the newest position")?;
-        newest = newest.max(detail.commit_lsn);
-    }
-    Ok(newest)
 }
 
 fn add_branch(environment: &mut Environment, branch: Branch) -> Result<Branch> {

@@ -164,3 +164,29 @@ fn approximate_working_set_size(reset: bool) -> Option<i32> {
     }
     pages(size)
 }
+
+/// Which pages the local file cache holds, for [`prewarm_local_cache`]; at most so many chunks of them. NULL without a cache.
+#[pg_extern]
+fn get_local_cache_state(max_chunks: Option<i32>) -> Option<Vec<u8>> {
+    let most = max_chunks.map_or(usize::MAX, |chunks| usize::try_from(chunks).unwrap_or(0));
+    file_cache::prewarm::state(most)
+}
+
+/// Brings pages into the local file cache, and returns how many it brought.
+#[pg_extern]
+fn prewarm_local_cache(state: &[u8]) -> Result<i64, file_cache::prewarm::Error> {
+    file_cache::prewarm::prewarm(state).map(bigint)
+}
+
+/// How far filling the local file cache is; NULL without a cache.
+#[pg_extern]
+fn get_prewarm_info() -> TableIterator<
+    'static,
+    (name!(total, i64), name!(prewarmed, i64), name!(skipped, i64), name!(active_workers, i64)),
+> {
+    let row = file_cache::prewarm::progress();
+    TableIterator::new(row.into_iter().map(|numbers| {
+        let [total, prewarmed, skipped, active] = numbers.map(bigint);
+        (total, prewarmed, skipped, active)
+    }))
+}

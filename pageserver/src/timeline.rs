@@ -221,6 +221,11 @@ impl Timeline {
         if reachable < self.oldest_lsn() { lsn } else { reachable }
     }
 
+    /// Returns once a reader has begun to wait for WAL since the last call.
+    pub(crate) async fn wal_demanded(&self) {
+        self.last_record.demanded().await;
+    }
+
     /// Waits until WAL up to `lsn` was ingested.
     pub async fn wait_lsn(&self, lsn: Lsn) -> Result<(), WaitError> {
         if self.last_record_lsn() >= lsn {

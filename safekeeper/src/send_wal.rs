@@ -12,7 +12,7 @@ use pg_wire::replication::{StandbyMessage, current_timestamp};
 use pg_wire::{CopyStreamEnd, PostgresBackend, PostgresBackendReader, QueryError};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tracing::Instrument;
 
 use crate::feedback::ReaderId;
@@ -22,6 +22,11 @@ use crate::timeline::Timeline;
 use crate::timeline::core::Progress;
 use crate::wal_storage::{ReadError, WalReader};
 
+/// WAL for page servers is sent this often, unless somebody waits for it: a message for each commit would cost both sides,
+/// and on a busy machine the commit itself, more than the WAL is worth.
+const PAUSE: Duration = Duration::from_millis(3);
+/// A page server that asks for WAL at once gets it without pauses for so long.
+const HURRY: Duration = Duration::from_millis(10);
 /// `MAX_SEND_SIZE` of `walsender.c`.
 const SEND_BYTES_MAX: u64 = 16 * XLOG_BLCKSZ;
 
@@ -62,6 +67,7 @@ pub async fn send_wal(
             id,
             sent_lsn: subscription.start_lsn,
             term: subscription.term,
+            pauses: Pauses::default(),
         };
         tracing::info!(start_lsn = %subscription.start_lsn, "started");
         let end = sender.run(pgb, &mut reader, subscription.keepalive_interval).await;
@@ -90,6 +96,36 @@ struct Sender<'a> {
     id: ReaderId,
     sent_lsn: Lsn,
     term: Option<Term>,
+    pauses: Pauses,
+}
+
+/// When WAL may be held back for a moment, so that it goes out with what comes next.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// The reader is a page server: it has reported as one. Others are never kept waiting.
+    is_pageserver: bool,
+    until: Option<Instant>,
+    hurry_until: Option<Instant>,
+}
+
+impl Pauses {
+    /// WAL was sent.
+    fn sent(&mut self) {
+        self.until = self.is_pageserver.then(|| Instant::now() + PAUSE);
+    }
+
+    /// The reader wants what there is.
+    fn hurry(&mut self) {
+        self.hurry_until = Some(Instant::now() + HURRY);
+        self.until = None;
+    }
+
+    /// Until when these bytes may wait.
+    fn hold(&mut self, available: u64) -> Option<Instant> {
+        let now = Instant::now();
+        let hurries = self.hurry_until.is_some_and(|until| now < until);
+        self.until.filter(|until| now < *until && !hurries && available < SEND_BYTES_MAX)
+    }
 }
 
 impl Sender<'_> {
@@ -107,15 +143,19 @@ impl Sender<'_> {
                     quiet.reset();
                 }
                 let sending = pgb.pending_output() > 0;
+                let held = self.held_until()?;
+                // While WAL is held back, commits wake nobody here.
+                let idle = !sending && held.is_none();
                 tokio::select! {
                     flushed = pgb.flush(), if sending => flushed?,
                     data = reader.read_copy_data() => self.listen(data?)?,
-                    changed = self.committed.changed(), if !sending && self.term.is_none() => {
+                    changed = self.committed.changed(), if idle && self.term.is_none() => {
                         changed.map_err(|_| CopyStreamEnd::Cancelled)?;
                     }
-                    changed = self.progress.changed(), if !sending && self.term.is_some() => {
+                    changed = self.progress.changed(), if idle && self.term.is_some() => {
                         changed.map_err(|_| CopyStreamEnd::Cancelled)?;
                     }
+                    () = sleep_until(held.unwrap_or_else(Instant::now)), if held.is_some() => {}
                     _ = quiet.tick(), if !sending => self.queue_keepalive(pgb)?,
                     () = self.timeline.cancellation().cancelled() => {
                         self.timeline.check()?;
@@ -143,11 +183,17 @@ impl Sender<'_> {
         ))
     }
 
+    /// Until when WAL is held back.
+    fn held_until(&mut self) -> Result<Option<Instant>, CopyStreamEnd> {
+        let available = self.end_lsn()?.saturating_sub(self.sent_lsn);
+        Ok(self.pauses.hold(available))
+    }
+
     /// Queues the next piece of WAL, if there is one.
     fn queue_next(&mut self, pgb: &mut Backend) -> Result<bool, CopyStreamEnd> {
         let end_lsn = self.end_lsn()?;
         let available = end_lsn.saturating_sub(self.sent_lsn);
-        if available == 0 {
+        if available == 0 || self.pauses.hold(available).is_some() {
             return Ok(false);
         }
         let data = self.read(chunk_len(self.sent_lsn, available))?;
@@ -164,6 +210,7 @@ impl Sender<'_> {
             data: &data,
         })?;
         self.sent_lsn += data.len() as u64;
+        self.pauses.sent();
         self.metrics.sent_bytes.inc_by(data.len() as u64);
         self.timeline.feedback().sent(self.id, self.sent_lsn);
         Ok(true)
@@ -187,14 +234,20 @@ impl Sender<'_> {
         Ok(())
     }
 
-    fn listen(&self, data: Bytes) -> Result<(), CopyStreamEnd> {
+    fn listen(&mut self, data: Bytes) -> Result<(), CopyStreamEnd> {
         let message = StandbyMessage::parse(data)
             .map_err(|error| CopyStreamEnd::Disconnected(error.into()))?;
         let feedback = self.timeline.feedback();
         match message {
-            StandbyMessage::Status(status) => feedback.status(self.id, status),
+            StandbyMessage::Status(status) => {
+                if status.reply_requested {
+                    self.pauses.hurry();
+                }
+                feedback.status(self.id, status);
+            }
             StandbyMessage::HotStandbyFeedback(wishes) => feedback.hot_standby(self.id, wishes),
             StandbyMessage::PageserverFeedback(report) => {
+                self.pauses.is_pageserver = true;
                 if !feedback.pageserver(self.id, report) {
                     let message = format!("shard {} is one too many", report.shard_number);
                     return Err(refused(SqlState::INVALID_PARAMETER_VALUE, message));
@@ -229,5 +282,25 @@ mod tests {
             prop_assert!(0 < len && len <= available.min(SEND_BYTES_MAX));
             prop_assert!(len == available || (start + len).is_multiple_of(XLOG_BLCKSZ));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn page_servers_wait_a_moment_unless_they_hurry_or_there_is_much() {
+        let mut pauses = Pauses::default();
+        pauses.sent();
+        assert_eq!(pauses.hold(1), None, "not a page server");
+        pauses.is_pageserver = true;
+        pauses.sent();
+        let until = Instant::now() + PAUSE;
+        assert_eq!(pauses.hold(1), Some(until));
+        assert_eq!(pauses.hold(SEND_BYTES_MAX), None);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(pauses.hold(1), None);
+        pauses.hurry();
+        pauses.sent();
+        assert_eq!(pauses.hold(1), None, "hurries");
+        tokio::time::advance(HURRY).await;
+        pauses.sent();
+        assert!(pauses.hold(1).is_some());
     }
 }

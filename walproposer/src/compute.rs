@@ -213,9 +213,14 @@ impl ComputeStream {
     /// Tells the walsender how far a quorum is; nothing while there is no stream.
     pub(crate) async fn report(&mut self, status: StandbyStatusUpdate) {
         let State::Open(copy) = &mut self.state else { return };
-        if let Err(error) = copy.writer.send_standby(&StandbyMessage::Status(status)).await {
-            tracing::warn!(%error, "telling the compute");
-            self.reopen();
+        match copy.writer.send_standby(&StandbyMessage::Status(status)).await {
+            Ok(()) => {}
+            // The walsender is gone, and what it said before has not been read to its end: perhaps that the compute stops.
+            Err(ClientError::Connection(error)) => tracing::info!(%error, "telling the compute"),
+            Err(error) => {
+                tracing::warn!(%error, "telling the compute");
+                self.reopen();
+            }
         }
     }
 }

@@ -6,14 +6,16 @@ use pg_types::{Lsn, Term};
 use pg_wire::client::ConnectParams;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior, sleep_until};
 use wal_consensus::message::{AcceptorMessage, AppendHeader};
 use wal_consensus::proposer::{
     LostReason, Proposer, ProposerCommand, ProposerConfig, ProposerInput, SkId,
 };
 
 use crate::fetch::{FetchOrder, fetch};
-use crate::limits::{EVENTS_PER_TURN, HEARTBEAT_INTERVAL, WINDOW_BYTES_MAX};
+use crate::limits::{
+    EVENTS_PER_TURN, GOODBYE_MAX, HEARTBEAT_INTERVAL, TELL_COMMIT_PAUSE, WINDOW_BYTES_MAX,
+};
 use crate::link::{Event, LinkSender, keep_connected};
 use crate::progress::StorageProgress;
 use crate::term_file::{TermFile, TermFileError};
@@ -44,6 +46,8 @@ pub(crate) struct Milestones {
 struct Link {
     conn: u64,
     sender: LinkSender,
+    /// Append responses over this connection.
+    answers: u64,
 }
 
 struct Fetch {
@@ -67,6 +71,8 @@ pub(crate) struct Driver {
     events: mpsc::Receiver<Event>,
     events_sender: mpsc::Sender<Event>,
     heartbeat: Interval,
+    /// When [`ProposerInput::TellCommit`] is due.
+    tell_commit_at: Option<Instant>,
     /// The connections; they end with the driver.
     _tasks: JoinSet<()>,
 }
@@ -98,6 +104,7 @@ impl Driver {
             events,
             events_sender,
             heartbeat,
+            tell_commit_at: None,
             _tasks: tasks,
         }
     }
@@ -137,6 +144,25 @@ impl Driver {
         std::mem::take(&mut self.milestones)
     }
 
+    /// Tells everybody the last commit position, and waits a moment for their answers: what is committed and not known to
+    /// be would come to the page server only with the next compute.
+    pub(crate) async fn say_goodbye(&mut self) -> Result<(), TermFileError> {
+        let answers = |driver: &Driver| -> Vec<(SkId, u64)> {
+            driver.links.iter().map(|(sk, link)| (*sk, link.answers)).collect()
+        };
+        // Who has never answered is not listening yet.
+        let mut waiting = answers(self);
+        waiting.retain(|(_, answers)| 0 < *answers);
+        self.step(ProposerInput::Heartbeat)?;
+        let heard = async {
+            while waiting.iter().any(|before| answers(self).contains(before)) {
+                self.turn().await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(GOODBYE_MAX, heard).await.unwrap_or(Ok(()))
+    }
+
     /// Whether more WAL of the compute can be held.
     pub(crate) fn has_room(&self) -> bool {
         self.window.len() < WINDOW_BYTES_MAX
@@ -159,6 +185,12 @@ impl Driver {
                     }
                 }
                 self.trim()
+            }
+            () = sleep_until(self.tell_commit_at.unwrap_or_else(Instant::now)),
+                if self.tell_commit_at.is_some() =>
+            {
+                self.tell_commit_at = None;
+                self.step(ProposerInput::TellCommit)
             }
             _ = self.heartbeat.tick() => {
                 self.milestones.heartbeat = true;
@@ -206,11 +238,16 @@ impl Driver {
     fn take(&mut self, event: Event) -> Result<(), TermFileError> {
         match event {
             Event::Connected { sk, conn, sender } => {
-                self.links.insert(sk, Link { conn, sender });
+                self.links.insert(sk, Link { conn, sender, answers: 0 });
                 self.step(ProposerInput::Connected { sk })
             }
             Event::Message { sk, conn, message } if self.is_current(sk, conn) => {
                 self.take_feedback(&message);
+                if let (AcceptorMessage::AppendResponse(_), Some(link)) =
+                    (&message, self.links.get_mut(&sk))
+                {
+                    link.answers += 1;
+                }
                 self.step(ProposerInput::Message { sk, message })
             }
             Event::Written { sk, conn, wal_bytes } if self.is_current(sk, conn) => {
@@ -308,6 +345,7 @@ impl Driver {
             }
             ProposerCommand::CommitAdvanced { commit_lsn } => {
                 tracing::trace!(%commit_lsn, "commit");
+                self.tell_commit_at.get_or_insert_with(|| Instant::now() + TELL_COMMIT_PAUSE);
                 self.milestones.committed = true;
             }
             ProposerCommand::ConfAdopted { mconf } => {

@@ -9,6 +9,10 @@ pub(crate) const WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(crate) const FETCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Everybody hears from us this often, so that silence means trouble.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a commit position may wait for WAL to go out with.
+pub(crate) const TELL_COMMIT_PAUSE: Duration = Duration::from_millis(2);
+/// How long the end of a compute waits for safekeepers to have heard of it.
+pub(crate) const GOODBYE_MAX: Duration = Duration::from_millis(500);
 /// A safekeeper that answers nothing for so long, heartbeats included, is disconnected.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The compute's walsender speaks every half `wal_sender_timeout` (30 s) at the least, unless it is switched off.

@@ -100,7 +100,7 @@ impl<'a> Reign<'a> {
                 event = self.stream.next(), if room => match event {
                     StreamEvent::Wal { begin_lsn, wal } => self.wal(begin_lsn, wal)?,
                     StreamEvent::Opened | StreamEvent::ReplyRequested => self.report().await,
-                    StreamEvent::Ended => return Ok(self.stopped()),
+                    StreamEvent::Ended => return self.stopped().await,
                 },
             }
             let milestones = self.driver.take_milestones();
@@ -110,10 +110,11 @@ impl<'a> Reign<'a> {
         }
     }
 
-    fn stopped(&self) -> Outcome {
+    async fn stopped(&mut self) -> Result<Outcome, WalproposerError> {
         let commit_lsn = self.driver.commit_lsn();
         tracing::info!(%commit_lsn, "the compute has stopped");
-        Outcome::ComputeStopped { commit_lsn }
+        self.driver.say_goodbye().await?;
+        Ok(Outcome::ComputeStopped { commit_lsn })
     }
 
     fn wal(&mut self, begin_lsn: Lsn, wal: bytes::Bytes) -> Result<(), WalproposerError> {

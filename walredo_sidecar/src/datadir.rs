@@ -1,8 +1,8 @@
-//! Data directories of redo processes: one template for each version, and a private copy for each process.
+//! Data directories of redo processes: a private one for each process, and the temporary ones that they come from.
 //!
 //! ```text
-//! <work dir>/wal-redo-template.v17.XXXXXX.___temp     made by initdb -N, once in a process' life
-//! <tenant>/wal-redo-datadir.XXXXXX.___temp            what a redo process starts in: four files of the above
+//! <work dir>/wal-redo-initdb.v17.XXXXXX.___temp       where initdb -N runs, for as long as it does
+//! <tenant>/wal-redo-datadir.XXXXXX.___temp            what a redo process starts in: files of the template
 //! ```
 //!
 //! The names are unique, so any number of managers of one tenant work side by side (L080). Each directory is
@@ -11,34 +11,18 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
-use pg_launch::{PgInstall, SystemUser};
+use pg_launch::SystemUser;
 use tracing::{info, warn};
-
-use crate::initdb::run_initdb;
 
 /// Marks files and directories that nobody misses after a restart.
 pub const TEMP_SUFFIX: &str = ".___temp";
 /// Start of the name of a redo process' data directory (L078).
 pub const DATADIR_PREFIX: &str = "wal-redo-datadir.";
-const TEMPLATE_PREFIX: &str = "wal-redo-template.";
-
-/// Settings of a redo process (L083).
-pub const CONFIG: &str = "shared_buffers=128kB\n\
-                          fsync=off\n\
-                          shared_preload_libraries=neon\n\
-                          neon.wal_redo=on\n";
-
-/// What a redo process reads before it takes over: nothing else of a cluster is needed.
-const FILES: [&str; 4] =
-    ["PG_VERSION", "postgresql.conf", "postgresql.auto.conf", "global/pg_control"];
-/// Directories that must exist: one for the files above, one that Postgres creates a file in, and one that it
-/// cleans at start.
-const DIRECTORIES: [&str; 3] = ["global", "pg_dynshmem", "pg_notify"];
 
 /// Serialises making, locking and sweeping of directories within this process: a directory that was just made
 /// and is not locked yet must not be taken for a stale one.
@@ -113,51 +97,6 @@ fn remove_stale(parent: &Path, prefix: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A cluster made by initdb that redo processes get their few files from.
-#[derive(Debug)]
-pub struct Template {
-    dir: PrivateDir,
-}
-
-impl Template {
-    /// Runs initdb in a new directory below `parent` and adds the settings. Takes about a second.
-    pub fn create(
-        install: &PgInstall,
-        version: u32,
-        parent: &Path,
-        user: Option<&SystemUser>,
-    ) -> io::Result<Template> {
-        let prefix = format!("{TEMPLATE_PREFIX}v{version}.");
-        let dir = PrivateDir::create(parent, &prefix, user)?;
-        run_initdb(install, dir.path(), user)?;
-        let path = dir.path().join("postgresql.conf");
-        let mut config = std::fs::read(&path)?;
-        config.extend_from_slice(CONFIG.as_bytes());
-        std::fs::write(&path, config)?;
-        Ok(Template { dir })
-    }
-
-    /// A new data directory in `tenant_dir`.
-    pub fn instantiate(
-        &self,
-        tenant_dir: &Path,
-        user: Option<&SystemUser>,
-    ) -> io::Result<PrivateDir> {
-        let dir = PrivateDir::create(tenant_dir, DATADIR_PREFIX, user)?;
-        for name in DIRECTORIES {
-            std::fs::DirBuilder::new().mode(0o700).create(dir.path().join(name))?;
-        }
-        for name in FILES {
-            let from: PathBuf = self.dir.path().join(name);
-            std::fs::copy(&from, dir.path().join(name))?;
-        }
-        if let Some(user) = user {
-            user.give(dir.path()).map_err(io::Error::other)?;
-        }
-        Ok(dir)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,18 +119,5 @@ mod tests {
         let path = first.path().to_owned();
         drop(first);
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn the_four_settings() {
-        assert_eq!(
-            CONFIG.lines().collect::<Vec<_>>(),
-            [
-                "shared_buffers=128kB",
-                "fsync=off",
-                "shared_preload_libraries=neon",
-                "neon.wal_redo=on"
-            ]
-        );
     }
 }

@@ -13,6 +13,7 @@ pub mod metrics;
 mod pool;
 pub mod process;
 pub mod record;
+pub mod template;
 
 pub use apply::apply_record;
 pub use batch::{Batch, batches};

@@ -15,13 +15,13 @@ use walredo_protocol::{BufferTag, MAX_RECORD_SIZE};
 
 use crate::apply::apply_record;
 use crate::batch::{Batch, batches};
-use crate::datadir::Template;
 use crate::metrics::{
     WAL_REDO_BYTES_HISTOGRAM, WAL_REDO_RECORD_COUNTER, WAL_REDO_RECORDS_HISTOGRAM, WAL_REDO_TIME,
     WAL_REDO_WAIT_TIME,
 };
 use crate::pool::{Pool, Slot};
 use crate::process::RedoProcess;
+use crate::template::Template;
 use crate::{NeonWalRecord, WalRedoError};
 
 /// A request waits this many time-outs for a process before it gives up: more callers than that in front of it
@@ -86,7 +86,7 @@ impl WalRedoEnv {
             return Ok(Arc::clone(template));
         }
         let WalRedoConfig { work_dir, user, .. } = &self.config;
-        let template = Template::create(install, pg_version, work_dir, user.as_ref())?;
+        let template = Template::open_or_create(install, pg_version, work_dir, user.as_ref())?;
         let template = Arc::new(template);
         templates.insert(pg_version, Arc::clone(&template));
         Ok(template)

@@ -177,7 +177,7 @@ fn launch_gives_the_child_arguments_environment_and_three_descriptors() {
         1
     );
     let template =
-        format!("running initdb in {}/wal-redo-template", fake.fixture.dir.path().display());
+        format!("running initdb in {}/wal-redo-initdb", fake.fixture.dir.path().display());
     assert_eq!(logs::lines(&template).len(), 1);
 
     // The parent's ends of the child's pipes are non-blocking.
@@ -372,9 +372,18 @@ fn launch_failures_are_told() {
 
     let fake = Fake::new("");
     let manager = fake.fixture.manager();
-    std::fs::remove_file(fake.install.install().program("postgres")).unwrap();
+    let install = fake.install.install();
+    let program = install.program("postgres");
+    // This one ends without an answer; by then there is a template.
+    ask(&manager, 3).unwrap_err();
+    std::fs::remove_file(&program).unwrap();
     let (_, text) = io_text(ask(&manager, 3));
     assert!(text.starts_with("postgres --wal-redo command failed to start: "), "{text}");
+    let fixture = Fixture::bare(|config| {
+        config.installs.insert(PG_VERSION, install);
+    });
+    let (_, text) = io_text(ask(&fixture.manager(), 3));
+    assert!(text.starts_with(&format!("could not look at {}: ", program.display())), "{text}");
 }
 
 #[test]

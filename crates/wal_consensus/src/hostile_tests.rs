@@ -129,6 +129,7 @@ fn any_proposer_input() -> impl Strategy<Value = ProposerInput> {
         1 => (sk(), any::<u64>())
             .prop_map(|(sk, wal_bytes)| ProposerInput::Written { sk, wal_bytes }),
         1 => Just(ProposerInput::Heartbeat),
+        1 => Just(ProposerInput::TellCommit),
     ]
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 
@@ -12,11 +13,17 @@ static CHUNK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16);
 /// `neon.store_prefetch_result_in_lfc`.
 pub static STORE_PREFETCHED: GucSetting<bool> = GucSetting::<bool>::new(true);
 
+/// `neon.file_cache_prewarm`.
+pub static PREWARM: GucSetting<bool> = GucSetting::<bool>::new(true);
+static SAVE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(300);
+static PREWARM_BATCH: GucSetting<i32> = GucSetting::<i32>::new(64);
+
 static HOLD_WRITES: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// Defines the settings.
 pub fn define() {
     define_sizes();
+    define_prewarm();
     GucRegistry::define_string_guc(
         c"neon.file_cache_path",
         c"The local file cache's file.",
@@ -74,6 +81,47 @@ fn define_sizes() {
         GucContext::Postmaster,
         GucFlags::empty(),
     );
+}
+
+fn define_prewarm() {
+    GucRegistry::define_bool_guc(
+        c"neon.file_cache_prewarm",
+        c"Fill the local file cache at server start with the pages it had when the server stopped.",
+        c"Also switches saving which pages these are.",
+        &PREWARM,
+        GucContext::Postmaster,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"neon.file_cache_save_interval",
+        c"Time after which it is saved again which pages the local file cache holds; 0 means only at shutdown.",
+        c"",
+        &SAVE_INTERVAL,
+        0,
+        i32::MAX / 1000,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"neon.file_cache_prewarm_batch",
+        c"Pages that a process asks for at a time when it fills the local file cache.",
+        c"",
+        &PREWARM_BATCH,
+        1,
+        1024,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
+}
+
+/// `neon.file_cache_save_interval`; `None` for never.
+pub fn save_interval() -> Option<Duration> {
+    u64::try_from(SAVE_INTERVAL.get()).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+}
+
+/// `neon.file_cache_prewarm_batch`.
+pub fn prewarm_batch() -> u64 {
+    u64::try_from(PREWARM_BATCH.get()).unwrap_or(1)
 }
 
 fn bytes(setting: &GucSetting<i32>) -> u64 {

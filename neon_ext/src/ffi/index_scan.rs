@@ -34,8 +34,7 @@ mod raw {
     }
 }
 
-/// `BTScanPosItem` of `access/nbtree.h`, which the bindings leave out; layouts do not
-/// change within a major version.
+/// `BTScanPosItem` of `access/nbtree.h`, which the bindings leave out.
 #[repr(C)]
 struct BtScanPosItem {
     heap_tid: pg_sys::ItemPointerData,
@@ -79,6 +78,20 @@ struct BtScanOpaque {
     mark_item_index: i32,
     curr_pos: BtScanPos,
 }
+
+/// The same numbers are held against the server's headers in `tests/modules/abi_probe/abi_probe.c`.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(BtScanOpaque, curr_pos) == 88);
+    assert!(offset_of!(BtScanPos, curr_page) == 16);
+    assert!(offset_of!(BtScanPos, dir) == 28);
+    assert!(offset_of!(BtScanPos, first_item) == 36);
+    assert!(offset_of!(BtScanPos, last_item) == 40);
+    assert!(offset_of!(BtScanPos, item_index) == 44);
+    assert!(offset_of!(BtScanPos, items) == 48);
+    assert!(size_of::<BtScanPosItem>() == 10);
+    assert!(offset_of!(BtScanPosItem, heap_tid) == 0);
+};
 
 /// Most items of a position (`MaxTIDsPerBTreePage`): a guard against a cursor that makes no sense.
 const MAX_ITEMS: i32 = 1358;

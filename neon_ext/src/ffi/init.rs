@@ -7,8 +7,8 @@ use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 use super::{
-    explain, file_cache, file_cache_worker, guc, index_scan, interrupts, process, report, shmem,
-    smgr_table, utility,
+    explain, file_cache, file_cache_worker, guc, index_scan, interrupts, prewarm_worker, process,
+    report, shmem, smgr_table, utility,
 };
 use crate::{file_cache as cache, spill};
 
@@ -77,6 +77,7 @@ fn install_compute() {
     index_scan::install();
     explain::install();
     file_cache_worker::register();
+    prewarm_worker::register();
 }
 
 #[pg_guard]

@@ -13,6 +13,7 @@ mod interrupts;
 pub mod latch;
 mod lwlock;
 pub mod mask;
+mod prewarm_worker;
 pub mod process;
 pub mod report;
 pub mod shmem;

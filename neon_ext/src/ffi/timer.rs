@@ -14,7 +14,8 @@ use super::{guc, process};
 /// `TimeoutId` of `utils/timeout.h`, which the bindings leave out.
 type TimeoutId = std::ffi::c_int;
 
-/// The first number that is not PostgreSQL's own; `RegisterTimeout` takes it as "any free one".
+/// The first number that is not PostgreSQL's own; `RegisterTimeout` takes it as "any free one". Held against the header in
+/// `tests/modules/abi_probe/abi_probe.c`.
 const USER_TIMEOUT: TimeoutId = 13;
 
 mod raw {

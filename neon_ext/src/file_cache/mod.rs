@@ -3,6 +3,7 @@
 
 mod io;
 mod limit;
+pub mod prewarm;
 mod stats;
 
 use std::time::{Duration, Instant};
@@ -229,6 +230,27 @@ pub fn fill_prefetched(
     not_modified_since: Lsn,
 ) -> bool {
     guc::STORE_PREFETCHED.get() && fill(rel, block, page, not_modified_since)
+}
+
+/// [`fill`] for a page that was asked for because the cache had it in an earlier life.
+pub fn fill_prewarmed(
+    rel: RelTag,
+    block: BlockNumber,
+    page: &Page,
+    not_modified_since: Lsn,
+) -> bool {
+    let kept = fill(rel, block, page, not_modified_since);
+    if kept && let Some((fixed, _)) = memory::attached() {
+        add(&fixed.stats.prewarmed, 1);
+    }
+    kept
+}
+
+/// Whether a block can be kept without another chunk having to go.
+fn has_room(rel: RelTag, block: BlockNumber) -> bool {
+    let Some((_, geometry)) = memory::attached() else { return false };
+    let (key, _) = geometry.locate(rel, block);
+    memory::shared(geometry.partition(&key), |chunks| chunks.has_room(&key))
 }
 
 /// Blocks that are not what they were, or not there any more. Never waits, raises nothing.

@@ -25,6 +25,14 @@ pub struct Stats {
     pub writes: AtomicU64,
     /// Blocks that had to go for others.
     pub evicted_pages: AtomicU64,
+    /// Pages of the list that was read last.
+    pub prewarm_total: AtomicU64,
+    /// Pages of it that were brought.
+    pub prewarmed: AtomicU64,
+    /// Pages of it that are dealt with and were not brought.
+    pub prewarm_skipped: AtomicU64,
+    /// Processes that work on such a list.
+    pub prewarm_active: AtomicU64,
     /// Times of reads that found something.
     pub read_wait: Histogram,
     /// Times of writes.

@@ -1,6 +1,6 @@
 //! The connection of this process together with what was asked over it.
 
-use compute_core::readahead::{Answer, Found, Ring, Ticket};
+use compute_core::readahead::{Answer, Purpose, Ring, Ticket};
 use page_protocol::{Payload, Request, RequestKind};
 use pg_types::page::Page;
 use pg_types::{BlockNumber, RelTag};
@@ -19,6 +19,8 @@ const SEND_AT: usize = 8;
 /// See the module.
 pub struct Client {
     connection: Option<Box<Connection>>,
+    /// The last connection broke, and there was no new one since.
+    lost: bool,
     /// Public to the module: waiting for answers and taking them is its business.
     pub(super) ring: Ring<Box<Page>>,
 }
@@ -26,12 +28,17 @@ pub struct Client {
 impl Client {
     /// Not connected yet.
     pub fn new() -> Client {
-        Client { connection: None, ring: Ring::new(guc::readahead_buffer_size()) }
+        let ring = Ring::new(guc::readahead_buffer_size());
+        Client { connection: None, lost: false, ring }
     }
 
-    /// The connection, made if need be. A connection to where the page server was is of no use.
+    /// The connection, made if need be. A connection to where the page server was is of no use, nor is one on which
+    /// something came that nobody asked for.
     fn connection(&mut self, keeper: &mut LatchKeeper) -> Result<&mut Connection, Lost> {
-        if self.connection.as_ref().is_some_and(|open| !open.leads_to(&guc::connstring())) {
+        let idle = self.ring.under_way() == 0;
+        let is_usable =
+            |open: &Connection| open.leads_to(&guc::connstring()) && !(idle && open.has_bytes());
+        if self.connection.as_ref().is_some_and(|open| !is_usable(open)) {
             self.drop_connection();
         }
         match &mut self.connection {
@@ -39,6 +46,7 @@ impl Client {
             closed => {
                 let new = Connection::open(keeper)?;
                 counters::add(Counter::Connects, 1);
+                self.lost = false;
                 Ok(closed.insert(Box::new(new)))
             }
         }
@@ -47,13 +55,19 @@ impl Client {
     /// Forgets the connection and what is under way on it. Pages that have come stay.
     pub fn drop_connection(&mut self) {
         self.connection = None;
+        self.lost = true;
         self.ring.connection_lost();
+    }
+
+    /// Whether the last connection broke and nobody has made a new one.
+    pub fn has_lost_connection(&self) -> bool {
+        self.lost
     }
 
     /// Asks for something that somebody waits for. It is sent when that wait begins.
     pub fn ask(&mut self, keeper: &mut LatchKeeper, mut request: Request) -> Result<Ticket, Lost> {
         self.connection(keeper)?.queue(&mut request);
-        Ok(self.ring.push(request, true))
+        Ok(self.ring.push(request, Purpose::Awaited))
     }
 
     /// Asks for pages ahead of need. Returns the first block that there was no room for. Does not wait, so there must be a
@@ -80,7 +94,7 @@ impl Client {
             xlog::flush(lsns.not_modified_since);
             let mut request = super::request(RequestKind::GetPage(rel, block), lsns);
             connection.queue(&mut request);
-            self.ring.push(request, false);
+            self.ring.push(request, Purpose::Ahead);
             counters::add(Counter::PrefetchRequests, 1);
         }
         if connection.queued() >= SEND_AT {
@@ -89,14 +103,38 @@ impl Client {
         Ok(None)
     }
 
+    /// Asks for a page that is to go into the local file cache, once fewer than `most` requests are under way. Returns
+    /// whether it did: not when the page is known already.
+    pub fn ask_for_cache(
+        &mut self,
+        keeper: &mut LatchKeeper,
+        (rel, block): (RelTag, BlockNumber),
+        most: u64,
+    ) -> Result<bool, Lost> {
+        let lsns = current(last_written_lsn::get_stable(rel, block));
+        if self.ring.knows(rel, block, lsns.not_modified_since) {
+            return Ok(false);
+        }
+        self.settle(keeper, most.saturating_sub(1))?;
+        xlog::flush(lsns.not_modified_since);
+        let mut request = super::request(RequestKind::GetPage(rel, block), lsns);
+        self.connection(keeper)?.queue(&mut request);
+        self.ring.push(request, Purpose::Cache);
+        Ok(true)
+    }
+
+    /// Waits until at most `most` requests are under way.
+    pub fn settle(&mut self, keeper: &mut LatchKeeper, most: u64) -> Result<(), Lost> {
+        while self.ring.under_way() > most {
+            self.flush()?;
+            self.receive(keeper)?;
+        }
+        Ok(())
+    }
+
     /// Connects unless there is a connection.
     pub fn connect(&mut self, keeper: &mut LatchKeeper) -> Result<(), Lost> {
         self.connection(keeper).map(drop)
-    }
-
-    /// Whether a page is here or under way; whoever asks will use it.
-    pub fn find(&mut self, rel: RelTag, block: BlockNumber, since: pg_types::Lsn) -> Found {
-        self.ring.find(rel, block, since)
     }
 
     /// Sends what is queued. Does not wait.
@@ -128,10 +166,14 @@ impl Client {
             return Ok(false);
         };
         let Some(payload) = connection.response(request)? else { return Ok(false) };
-        let cached = match (&payload, request.kind, self.ring.next_is_ahead()) {
-            (Payload::Page(page), RequestKind::GetPage(rel, block), true) => {
-                // All processes can have it then (L007).
-                file_cache::fill_prefetched(rel, block, page, request.not_modified_since)
+        let since = request.not_modified_since;
+        let cached = match (&payload, request.kind, self.ring.next_purpose()) {
+            // All processes can have it then (L007).
+            (Payload::Page(page), RequestKind::GetPage(rel, block), Some(Purpose::Ahead)) => {
+                file_cache::fill_prefetched(rel, block, page, since)
+            }
+            (Payload::Page(page), RequestKind::GetPage(rel, block), Some(Purpose::Cache)) => {
+                file_cache::fill_prewarmed(rel, block, page, since)
             }
             _ => false,
         };

@@ -161,6 +161,11 @@ impl Connection {
         self.connstring == connstring
     }
 
+    /// Whether bytes were received that are no whole response that was taken.
+    pub fn has_bytes(&self) -> bool {
+        !self.received.is_empty()
+    }
+
     /// Puts a request, with an id of its own, into the buffer of what is to be sent.
     pub fn queue(&mut self, request: &mut Request) {
         if self.version == ProtocolVersion::V3 {

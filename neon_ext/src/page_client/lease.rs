@@ -36,7 +36,10 @@ impl Lease {
 
     /// Puts the client back, and has it attended to while something is under way.
     pub fn put_back(mut self) {
-        counters::add(Counter::PrefetchWasted, self.0.ring.take_wasted());
+        match self.0.ring.take_wasted() {
+            0 => {}
+            wasted => counters::add(Counter::PrefetchWasted, wasted),
+        }
         if self.0.ring.under_way() > 0 {
             timer::arm();
         }

@@ -25,6 +25,7 @@ use self::lease::Lease;
 use crate::counters::{self, Counter};
 use crate::ffi::latch::{self, LatchKeeper, WaitEvent};
 use crate::ffi::{guc, report, xlog};
+use crate::last_written_lsn;
 
 /// The page server answered that it cannot answer.
 #[derive(Debug, thiserror::Error)]
@@ -68,38 +69,28 @@ pub struct PageRead<'a> {
     pub page: &'a mut Page,
 }
 
-/// Whether this process has asked for pages that it has not read yet.
-pub fn has_asked_ahead() -> bool {
-    Lease::of_existing().is_some_and(|mut lease| {
-        let any = lease.client().ring.has_blocks();
-        lease.put_back();
-        any
-    })
-}
-
-/// Takes a page that was asked for ahead of need and is here. `None` when there is none that may be used; otherwise
-/// whether the local file cache has it as well.
+/// Fills those of consecutive blocks that were asked for ahead of need and are here, and tells `on_taken` of each: which
+/// of the pages, and at which last-written LSN if the local file cache does not have it as well.
 pub fn take_here(
     rel: RelTag,
-    block: BlockNumber,
-    lsns: RequestLsns,
-    page: &mut Page,
-) -> Option<bool> {
-    let mut lease = Lease::of_existing()?;
-    let client = lease.client();
-    let taken = match client.find(rel, block, lsns.not_modified_since) {
-        Found::Here(ticket) => match client.ring.take(ticket) {
-            Outcome::Answered(Answer::Page(bytes), cached) => {
+    first: BlockNumber,
+    pages: &mut [&mut Page],
+    mut on_taken: impl FnMut(u32, Option<Lsn>),
+) {
+    let Some(mut lease) = Lease::of_existing() else { return };
+    let ring = &mut lease.client().ring;
+    if ring.has_blocks() {
+        for ((block, at), page) in (first..).zip(0u32..).zip(pages.iter_mut()) {
+            let since = current(last_written_lsn::get(rel, block)).not_modified_since;
+            let Found::Here(ticket) = ring.find(rel, block, since) else { continue };
+            if let Outcome::Answered(Answer::Page(bytes), cached) = ring.take(ticket) {
                 page.copy_from_slice(bytes.as_slice());
                 counters::add(Counter::PrefetchHits, 1);
-                Some(cached)
+                on_taken(at, (!cached).then_some(since));
             }
-            _ => None,
-        },
-        Found::UnderWay(_) | Found::Nothing => None,
-    };
+        }
+    }
     lease.put_back();
-    taken
 }
 
 /// Reads pages of one fork. All requests are sent at once, those for `ahead` behind them, then the answers are awaited.
@@ -144,7 +135,7 @@ fn find_under_way(client: &mut Client, rel: RelTag, read: &PageRead<'_>) -> Opti
     if read.lsns.request_lsn != Lsn::MAX {
         return None;
     }
-    match client.find(rel, read.block, read.lsns.not_modified_since) {
+    match client.ring.find(rel, read.block, read.lsns.not_modified_since) {
         Found::Here(ticket) | Found::UnderWay(ticket) => {
             client.ring.await_ticket(ticket);
             Some(ticket)
@@ -154,26 +145,73 @@ fn find_under_way(client: &mut Client, rel: RelTag, read: &PageRead<'_>) -> Opti
 }
 
 /// Asks for blocks of a fork ahead of need. Returns the first block that there was no room for. Never waits for an answer,
-/// and never fails: whoever needs a page asks for it again.
+/// and never fails: whoever needs a page asks for it again. A lost connection is not made anew here, so that a page server
+/// that is away costs one wait and one line in the log until somebody needs it.
 pub fn prefetch(rel: RelTag, blocks: impl IntoIterator<Item = BlockNumber>) -> Option<BlockNumber> {
     let mut blocks = blocks.into_iter().peekable();
     blocks.peek()?;
     let mut lease = Lease::take();
-    let mut keeper = LatchKeeper::default();
     let client = lease.client();
-    let outcome = client
-        .connect(&mut keeper)
-        .and_then(|()| client.absorb())
-        .and_then(|()| client.ask_ahead(rel, blocks));
-    let skipped = outcome.unwrap_or_else(|lost| {
-        // Said once: who needs a page has the patience to try again, and says so.
-        report::log(&format!("lost the page server while asking ahead: {lost}"));
-        counters::add(Counter::Disconnects, 1);
-        client.drop_connection();
-        None
-    });
+    let mut skipped = None;
+    if !client.has_lost_connection() {
+        let mut keeper = LatchKeeper::default();
+        let outcome = client
+            .connect(&mut keeper)
+            .and_then(|()| client.absorb())
+            .and_then(|()| client.ask_ahead(rel, blocks));
+        skipped = outcome.unwrap_or_else(|lost| {
+            lose(client, &lost);
+            None
+        });
+    }
     lease.put_back();
     skipped
+}
+
+/// Asks for blocks of a fork that are to go into the local file cache; at most `most` requests are under way at any time.
+/// Those that it does not have to wait for are still when this returns: [`settle`]. Returns how many were asked for; a lost
+/// connection loses what was under way, and is made anew by the next call.
+pub fn ask_for_cache(
+    rel: RelTag,
+    blocks: impl IntoIterator<Item = BlockNumber>,
+    most: u64,
+) -> Result<u64, Error> {
+    let mut lease = Lease::take();
+    let mut keeper = LatchKeeper::default();
+    let mut asked = 0;
+    for block in blocks {
+        match lease.client().ask_for_cache(&mut keeper, (rel, block), most) {
+            Ok(was_asked) => asked += u64::from(was_asked),
+            Err(lost) => return Err(give_up(lease, &lost)),
+        }
+    }
+    lease.put_back();
+    Ok(asked)
+}
+
+/// Waits for everything that is under way.
+pub fn settle() -> Result<(), Error> {
+    let mut lease = Lease::take();
+    match lease.client().settle(&mut LatchKeeper::default(), 0) {
+        Ok(()) => {
+            lease.put_back();
+            Ok(())
+        }
+        Err(lost) => Err(give_up(lease, &lost)),
+    }
+}
+
+fn give_up(mut lease: Lease, lost: &Lost) -> Error {
+    lose(lease.client(), lost);
+    lease.put_back();
+    Error(format!("lost the page server: {lost}"))
+}
+
+/// The connection broke while nobody waited for an answer. Who needs a page has the patience to try again.
+fn lose(client: &mut Client, lost: &Lost) {
+    report::log(&format!("lost the page server: {lost}"));
+    counters::add(Counter::Disconnects, 1);
+    client.drop_connection();
 }
 
 /// Sends what is queued and takes in what has come. Called from interrupt processing while something is under way, so
@@ -182,9 +220,7 @@ pub fn attend() {
     let Some(mut lease) = Lease::of_existing() else { return };
     let client = lease.client();
     if let Err(lost) = client.flush().and_then(|()| client.absorb()) {
-        report::log(&format!("lost the page server: {lost}"));
-        counters::add(Counter::Disconnects, 1);
-        client.drop_connection();
+        lose(client, &lost);
     }
     lease.put_back();
 }

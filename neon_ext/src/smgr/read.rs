@@ -55,9 +55,8 @@ impl PageServerStorage {
 
 fn read_batch(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> Result<(), Error> {
     let count = u32::try_from(pages.len()).unwrap_or(u32::MAX);
-    let mut done = take_asked_ahead(rel, first, pages);
-    let mut far = !done.is_empty();
-    done = read_local(rel, first, pages, done)?;
+    let ahead = take_asked_ahead(rel, first, pages);
+    let done = read_local(rel, first, pages, ahead)?;
     let mut reads: Vec<PageRead<'_>> = (first..)
         .zip(0u32..)
         .zip(pages.iter_mut())
@@ -67,7 +66,7 @@ fn read_batch(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> Resul
             PageRead { block, lsns, page }
         })
         .collect();
-    far |= !reads.is_empty();
+    let far = !ahead.is_empty() || !reads.is_empty();
     if far {
         FAR_READS.set(FAR_READS.get().wrapping_add(1));
     }
@@ -84,15 +83,17 @@ fn read_batch(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> Resul
 /// Takes the pages that were asked for ahead of need and have come; returns which.
 fn take_asked_ahead(rel: RelTag, first: BlockNumber, pages: &mut [&mut Page]) -> BlockSet {
     let mut taken = BlockSet::EMPTY;
-    if !page_client::has_asked_ahead() || spill::has_file(rel) {
+    if spill::has_file(rel) {
         return taken;
     }
-    for ((block, at), page) in (first..).zip(0u32..).zip(pages.iter_mut()) {
-        let lsns = page_client::current(last_written_lsn::get(rel, block));
-        let Some(cached) = page_client::take_here(rel, block, lsns, page) else { continue };
+    let mut uncached = Vec::new();
+    page_client::take_here(rel, first, pages, |at, since| {
         taken = taken.or(BlockSet::one(at));
-        if !cached {
-            file_cache::fill(rel, block, page, lsns.not_modified_since);
+        uncached.extend(since.map(|since| (at, since)));
+    });
+    for (at, since) in uncached {
+        if let Some(page) = pages.get(at as usize) {
+            file_cache::fill(rel, first.saturating_add(at), page, since);
         }
     }
     taken
@@ -147,7 +148,8 @@ fn look_ahead(
     if ahead.is_empty() {
         return NOTHING;
     }
-    // TOAST values are read without a look at the size of their relation: it is asked for once.
+    // TOAST values are read without a look at the size of their relation: it is asked for once. Without an answer there is
+    // just nothing to ask ahead.
     let known = relation_size::get(rel);
     let known = known.or_else(|| PageServerStorage::fork_size(rel).ok().map(Known::Blocks));
     match known {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pg_types::Lsn;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// A position that only grows, and those who wait for it, in the order of what they wait for.
 ///
@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 pub struct WaitLsn {
     current: AtomicU64,
     waiters: Mutex<Waiters>,
+    /// Told of each new waiter.
+    demand: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +49,11 @@ pub enum WaitError {
 impl WaitLsn {
     /// Starts at a position.
     pub fn new(current: Lsn) -> WaitLsn {
-        WaitLsn { current: AtomicU64::new(current.0), waiters: Mutex::default() }
+        WaitLsn {
+            current: AtomicU64::new(current.0),
+            waiters: Mutex::default(),
+            demand: Notify::new(),
+        }
     }
 
     /// The position.
@@ -97,6 +103,7 @@ impl WaitLsn {
             waiters.next_id += 1;
             let (sender, receiver) = oneshot::channel();
             waiters.by_lsn.insert((lsn, id), sender);
+            self.demand.notify_one();
             (receiver, id)
         };
         let _registration = Registration { wait_lsn: self, key: (lsn, id) };
@@ -107,6 +114,11 @@ impl WaitLsn {
                 Err(WaitError::Timeout { wanted: lsn, current: self.current(), waited: timeout })
             }
         }
+    }
+
+    /// Returns once somebody has begun to wait since the last call: what brings WAL should hurry.
+    pub async fn demanded(&self) {
+        self.demand.notified().await;
     }
 
     /// Ends all waits, present and future.

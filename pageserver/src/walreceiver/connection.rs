@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pg_types::{Lsn, xlog};
 use pg_wire::replication::{
-    PageserverFeedback, StandbyMessage, WalSenderMessage, current_timestamp,
+    PageserverFeedback, StandbyMessage, StandbyStatusUpdate, WalSenderMessage, current_timestamp,
 };
 use pg_wire::{ClientError, ConnectParams, CopyBoth, Endpoint};
 use tokio::sync::{mpsc, watch};
@@ -151,6 +151,11 @@ async fn pump(
                 Err(()) => return StreamEnd::Ended("ingest stopped".to_owned()),
             },
             () = sleep_until(reported.at + FEEDBACK_PAUSE), if progressed => feedback_due = true,
+            () = timeline.wal_demanded() => {
+                if let Err(error) = wire.writer.send_standby(&hurry(timeline)).await {
+                    return error.into();
+                }
+            }
             _ = ticks.tick() => feedback_due = true,
         }
         if feedback_due {
@@ -174,6 +179,17 @@ fn received(timeline: &Timeline, start: Lsn, data: &Bytes) {
     let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
     GLOBAL.wal_received_bytes.inc_by(len);
     timeline.receiver().set_received(Lsn(start.0.saturating_add(len)));
+}
+
+/// Asks the safekeeper not to hold WAL back: a reader waits for it.
+fn hurry(timeline: &Timeline) -> StandbyMessage {
+    StandbyMessage::Status(StandbyStatusUpdate {
+        write_lsn: timeline.last_record_lsn(),
+        flush_lsn: timeline.disk_consistent_lsn(),
+        apply_lsn: timeline.last_record_lsn(),
+        timestamp: current_timestamp(),
+        reply_requested: true,
+    })
 }
 
 /// What the safekeeper, and through it the compute, may know of this timeline.

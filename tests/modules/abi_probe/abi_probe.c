@@ -5,6 +5,7 @@
  */
 #include "postgres.h"
 
+#include "access/nbtree.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xlog_internal.h"
@@ -24,8 +25,27 @@
 #include "utils/builtins.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/timeout.h"
 
 PG_MODULE_MAGIC;
+
+/*
+ * What the extension repeats of headers that its bindings leave out. The numbers stand in the Rust files as well, where the
+ * compiler holds them against the declarations there.
+ */
+/* neon_ext/src/ffi/index_scan.rs */
+StaticAssertDecl(offsetof(BTScanOpaqueData, currPos) == 88, "BTScanOpaqueData.currPos");
+StaticAssertDecl(offsetof(BTScanPosData, currPage) == 16, "BTScanPosData.currPage");
+StaticAssertDecl(offsetof(BTScanPosData, dir) == 28, "BTScanPosData.dir");
+StaticAssertDecl(offsetof(BTScanPosData, firstItem) == 36, "BTScanPosData.firstItem");
+StaticAssertDecl(offsetof(BTScanPosData, lastItem) == 40, "BTScanPosData.lastItem");
+StaticAssertDecl(offsetof(BTScanPosData, itemIndex) == 44, "BTScanPosData.itemIndex");
+StaticAssertDecl(offsetof(BTScanPosData, items) == 48, "BTScanPosData.items");
+StaticAssertDecl(sizeof(BTScanPosItem) == 10, "BTScanPosItem");
+StaticAssertDecl(offsetof(BTScanPosItem, heapTid) == 0, "BTScanPosItem.heapTid");
+StaticAssertDecl(MaxTIDsPerBTreePage == 1358, "MaxTIDsPerBTreePage");
+/* neon_ext/src/ffi/timer.rs */
+StaticAssertDecl(USER_TIMEOUT == 13, "USER_TIMEOUT");
 
 PG_FUNCTION_INFO_V1(abi_layout);
 PG_FUNCTION_INFO_V1(abi_walk);

@@ -18,7 +18,8 @@ use pg_types::page::Page;
 use tracing::{error, info};
 use walredo_protocol::{BufferTag, put_apply, put_begin, put_get, put_push};
 
-use crate::datadir::{PrivateDir, Template};
+use crate::datadir::PrivateDir;
+use crate::template::Template;
 
 /// A request buffer that one huge record made bigger than this is given back after its request.
 const KEEP_BUFFER: usize = 1 << 20;

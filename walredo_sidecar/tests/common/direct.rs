@@ -6,7 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 
 use pg_types::{BLCKSZ, ForkNumber, Lsn, RelFileLocator};
 use walredo_protocol::{BufferTag, put_apply, put_begin, put_get};
-use walredo_sidecar::datadir::{CONFIG, PrivateDir, Template};
+use walredo_sidecar::datadir::PrivateDir;
+use walredo_sidecar::template::{CONFIG, Template};
 
 use super::{PG_VERSION, open_dir, patched, system_user};
 
@@ -34,7 +35,8 @@ impl Direct {
     pub fn new() -> Direct {
         let dir = open_dir();
         let user = system_user();
-        let template = Template::create(&patched(), PG_VERSION, dir.path(), user.as_ref()).unwrap();
+        let template =
+            Template::open_or_create(&patched(), PG_VERSION, dir.path(), user.as_ref()).unwrap();
         Direct { dir, template }
     }
 

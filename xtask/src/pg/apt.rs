@@ -266,10 +266,10 @@ mod tests {
 
     #[test]
     fn the_pinned_release_is_looked_for_in_every_pool() {
-        let uris = pinned_uris(&["http://a/debian/", "http://b"]);
+        let uris = pinned_uris(&["first/", "second"]);
         assert_eq!(uris.len(), 4);
-        assert_eq!(uris[0], format!("http://a/debian/pool/main/p/postgresql-17/{PINNED_FILE}"));
-        assert_eq!(uris[3], format!("http://b/pool/updates/main/p/postgresql-17/{PINNED_FILE}"));
+        assert_eq!(uris[0], format!("first/pool/main/p/postgresql-17/{PINNED_FILE}"));
+        assert_eq!(uris[3], format!("second/pool/updates/main/p/postgresql-17/{PINNED_FILE}"));
         let all = ["s", "s-security", "other"].map(|suite| archive(suite, None, &[suite]));
         let ours = archives_of("s", all.to_vec());
         assert_eq!(ours, all[..2]);

@@ -16,7 +16,8 @@ impl BlockSet {
     /// Numbers that a set can hold.
     pub const CAPACITY: u32 = 128;
 
-    fn of_bits(bits: u128) -> BlockSet {
+    /// The numbers of the bits that are set.
+    pub(super) fn of_bits(bits: u128) -> BlockSet {
         let [a, b, c, d, e, f, g, h, rest @ ..] = bits.to_le_bytes();
         BlockSet {
             low: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
@@ -24,7 +25,8 @@ impl BlockSet {
         }
     }
 
-    fn bits(self) -> u128 {
+    /// A bit for each number.
+    pub(super) fn bits(self) -> u128 {
         u128::from(self.low) | u128::from(self.high) << 64
     }
 

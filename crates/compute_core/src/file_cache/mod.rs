@@ -22,6 +22,7 @@ mod geometry;
 #[cfg(test)]
 mod interleavings;
 mod partition;
+pub mod saved;
 
 pub use block_set::BlockSet;
 pub use chunk::{Chunk, SlotState};

@@ -115,6 +115,11 @@ impl<'a> PartitionView<'a> {
             .is_some_and(|chunk| chunk.available().or(chunk.pending()).contains(block))
     }
 
+    /// Whether a block of the chunk can be stored without another chunk having to go.
+    pub fn has_room(&self, key: &ChunkKey) -> bool {
+        self.table.get(key).is_some() || self.used() < at(self.limit)
+    }
+
     /// All chunks with their recent uses, from the one that came first to the one that came last.
     pub fn chunks(&self) -> impl Iterator<Item = (ChunkKey, Chunk, u32)> + use<'a> {
         let (table, slots) = (self.table, self.slots);

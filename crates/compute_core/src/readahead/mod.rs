@@ -6,6 +6,6 @@ mod ring;
 mod runs;
 mod scans;
 
-pub use ring::{Answer, Found, Outcome, Ring, Ticket};
-pub use runs::{Ahead, Runs};
+pub use ring::{Answer, Found, Outcome, Purpose, Ring, Ticket};
+pub use runs::Runs;
 pub use scans::{Position, Scans};

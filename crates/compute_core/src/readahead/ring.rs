@@ -43,12 +43,32 @@ enum State<P> {
     Done,
 }
 
+/// What a request was sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A read waits for this one; it takes the answer whatever happens.
+    Awaited,
+    /// A read will probably want it: a page is kept until then.
+    Ahead,
+    /// The local file cache: the page is not kept here.
+    Cache,
+}
+
 #[derive(Debug)]
 struct Entry<P> {
     request: Request,
-    /// A read waits for this one; it takes the answer whatever happens.
-    awaited: bool,
+    purpose: Purpose,
     state: State<P>,
+}
+
+impl<P> Entry<P> {
+    fn is_awaited(&self) -> bool {
+        self.purpose == Purpose::Awaited
+    }
+
+    fn is_answered(&self) -> bool {
+        matches!(self.state, State::Answered { .. })
+    }
 }
 
 /// What a read finds about a block.
@@ -166,7 +186,7 @@ impl<P> Ring<P> {
     pub fn make_room(&mut self) -> bool {
         while self.entries.len() >= self.capacity {
             match self.entries.front() {
-                Some(Entry { awaited: false, state: State::Answered { .. }, .. }) => {
+                Some(entry) if !entry.is_awaited() && entry.is_answered() => {
                     self.give_up(Ticket(self.front));
                 }
                 _ => return false,
@@ -176,7 +196,7 @@ impl<P> Ring<P> {
     }
 
     /// Notes a request that is being sent.
-    pub fn push(&mut self, request: Request, awaited: bool) -> Ticket {
+    pub fn push(&mut self, request: Request, purpose: Purpose) -> Ticket {
         // An awaited one always fits, but used-up places behind a page that nobody reads must not pile up.
         self.make_room();
         let number = self.end();
@@ -185,14 +205,14 @@ impl<P> Ring<P> {
         {
             self.blocks.insert(BlockKey::new(rel, block), number);
         }
-        self.entries.push_back(Entry { request, awaited, state: State::Requested });
+        self.entries.push_back(Entry { request, purpose, state: State::Requested });
         Ticket(number)
     }
 
     /// A read waits for this request from now on.
     pub fn await_ticket(&mut self, ticket: Ticket) {
         if let Some(entry) = self.entry_mut(ticket.0) {
-            entry.awaited = true;
+            entry.purpose = Purpose::Awaited;
         }
     }
 
@@ -202,10 +222,10 @@ impl<P> Ring<P> {
         self.entries.get(index).map(|entry| &entry.request)
     }
 
-    /// Whether the next answer is a page that was asked for ahead of need and may still be.
-    pub fn next_is_ahead(&self) -> bool {
-        let entry = self.index(self.next_answer).and_then(|index| self.entries.get(index));
-        entry.is_some_and(|entry| !entry.awaited && matches!(entry.state, State::Requested))
+    /// What the next answer is for; `None` when nobody wants it any more.
+    pub fn next_purpose(&self) -> Option<Purpose> {
+        let entry = self.entries.get(self.index(self.next_answer)?)?;
+        matches!(entry.state, State::Requested).then_some(entry.purpose)
     }
 
     /// The next answer has come; `cached`: the page was put into the local file cache as well.
@@ -214,7 +234,12 @@ impl<P> Ring<P> {
         let Some(entry) = self.entry_mut(number) else { return };
         let wanted = matches!(entry.state, State::Requested);
         // A failed read ahead is no news: whoever needs the page asks for it and hears of it.
-        let keep = wanted && (entry.awaited || matches!(answer, Answer::Page(_)));
+        let keep = wanted
+            && match entry.purpose {
+                Purpose::Awaited => true,
+                Purpose::Ahead => matches!(answer, Answer::Page(_)),
+                Purpose::Cache => false,
+            };
         entry.state = if keep { State::Answered { answer, cached } } else { State::Done };
         self.next_answer += 1;
         if !keep {
@@ -228,7 +253,7 @@ impl<P> Ring<P> {
         for number in self.next_answer..self.end() {
             self.forget_block(number);
             if let Some(entry) = self.entry_mut(number) {
-                entry.state = if entry.awaited { State::Lost } else { State::Done };
+                entry.state = if entry.is_awaited() { State::Lost } else { State::Done };
             }
         }
         self.next_answer = self.end();
@@ -316,7 +341,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Op {
-        Ahead(BlockNumber),
+        Ahead(BlockNumber, Purpose),
         Answer,
         Fail,
         Read(BlockNumber),
@@ -328,7 +353,8 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         let block = 0u32..6;
         prop_oneof![
-            4 => block.clone().prop_map(Op::Ahead),
+            3 => block.clone().prop_map(|block| Op::Ahead(block, Purpose::Ahead)),
+            2 => block.clone().prop_map(|block| Op::Ahead(block, Purpose::Cache)),
             6 => Just(Op::Answer),
             1 => Just(Op::Fail),
             4 => block.clone().prop_map(Op::Read),
@@ -356,17 +382,17 @@ mod tests {
             self.ring.answered(Answer::Page(request.not_modified_since.0), false);
         }
 
-        fn ahead(&mut self, block: BlockNumber) {
+        fn ahead(&mut self, block: BlockNumber, purpose: Purpose) {
             let now = Lsn(self.version(block));
             if !self.ring.knows(REL, block, now) && self.ring.make_room() {
-                self.ring.push(request(block, now.0), false);
+                self.ring.push(request(block, now.0), purpose);
             }
         }
 
         /// Reads a block as the page client does; `lose` loses the connection once on the way.
         fn read(&mut self, block: BlockNumber) -> u64 {
             let now = Lsn(self.version(block));
-            let ask = |ring: &mut Ring<u64>| ring.push(request(block, now.0), true);
+            let ask = |ring: &mut Ring<u64>| ring.push(request(block, now.0), Purpose::Awaited);
             let mut ticket = match self.ring.find(REL, block, now) {
                 Found::Nothing => ask(&mut self.ring),
                 Found::UnderWay(ticket) | Found::Here(ticket) => ticket,
@@ -389,7 +415,7 @@ mod tests {
             let mut world = World { ring: Ring::new(4), versions: HashMap::new(), clock: 0 };
             for op in ops {
                 match op {
-                    Op::Ahead(block) => world.ahead(block),
+                    Op::Ahead(block, purpose) => world.ahead(block, purpose),
                     Op::Answer => world.answer(),
                     Op::Fail => if world.ring.next_request().is_some() {
                         world.ring.answered(Answer::Error("no".to_owned()), false);
@@ -419,7 +445,7 @@ mod tests {
         let mut ring = Ring::new(2);
         for block in 0..2 {
             assert!(ring.make_room());
-            ring.push(request(block, 7), false);
+            ring.push(request(block, 7), Purpose::Ahead);
         }
         assert!(!ring.make_room());
         ring.answered(Answer::Page(0), false);
@@ -432,10 +458,10 @@ mod tests {
     #[test]
     fn a_read_waits_for_what_is_under_way_and_asks_again_when_it_is_lost() {
         let mut ring: Ring<u64> = Ring::new(4);
-        ring.push(request(3, 7), false);
+        ring.push(request(3, 7), Purpose::Ahead);
         let Found::UnderWay(ticket) = ring.find(REL, 3, Lsn(6)) else { panic!("not found") };
         ring.await_ticket(ticket);
-        assert!(!ring.next_is_ahead());
+        assert_eq!(ring.next_purpose(), Some(Purpose::Awaited));
         assert_eq!(ring.take(ticket), Outcome::UnderWay);
         ring.connection_lost();
         assert_eq!(ring.take(ticket), Outcome::Lost);
@@ -447,10 +473,25 @@ mod tests {
     fn pages_at_an_exact_position_are_not_shared() {
         let mut ring: Ring<u64> = Ring::new(4);
         let exact = Request { request_lsn: Lsn(9), ..request(3, 9) };
-        let ticket = ring.push(exact, true);
+        let ticket = ring.push(exact, Purpose::Awaited);
         assert_eq!(ring.find(REL, 3, Lsn(9)), Found::Nothing);
         ring.answered(Answer::Page(1), false);
         assert_eq!(ring.take(ticket), Outcome::Answered(Answer::Page(1), false));
         assert!(ring.entries.is_empty());
+    }
+
+    #[test]
+    fn a_page_for_the_cache_is_kept_only_for_a_read_that_came_meanwhile() {
+        let mut ring: Ring<u64> = Ring::new(4);
+        ring.push(request(3, 7), Purpose::Cache);
+        ring.push(request(4, 7), Purpose::Cache);
+        let Found::UnderWay(ticket) = ring.find(REL, 4, Lsn(7)) else { panic!("not found") };
+        ring.await_ticket(ticket);
+        ring.answered(Answer::Page(30), true);
+        assert_eq!(ring.find(REL, 3, Lsn(7)), Found::Nothing);
+        ring.answered(Answer::Page(40), true);
+        assert_eq!(ring.take(ticket), Outcome::Answered(Answer::Page(40), true));
+        assert!(ring.entries.is_empty());
+        assert_eq!(ring.take_wasted(), 0);
     }
 }

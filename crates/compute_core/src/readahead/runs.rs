@@ -32,8 +32,38 @@ struct Run {
     last_use: u64,
 }
 
-/// Blocks to ask for ahead of need.
-pub type Ahead = Range<BlockNumber>;
+impl Run {
+    /// The reader is at `end` now and came from `first`; what to ask for.
+    fn advance(
+        &mut self,
+        first: BlockNumber,
+        end: BlockNumber,
+        far: bool,
+        max_window: BlockNumber,
+    ) -> Range<BlockNumber> {
+        self.next = end;
+        if !far {
+            // What is near needs no help; where the cache ends, the window grows anew.
+            self.window = 0;
+            self.asked = end;
+            return end..end;
+        }
+        // The first read of a run that is long in itself is one already.
+        if self.length < MIN_RUN {
+            return end..end;
+        }
+        let grown = self.window.saturating_mul(2).max(FIRST_WINDOW).max(end - first);
+        self.window = grown.min(max_window);
+        let from = self.asked.max(end);
+        let to = end.saturating_add(self.window);
+        // Ask for a good part of the window at a time: each question costs a system call.
+        if to <= from || (to - from < self.window / 4 && from > end) {
+            return from..from;
+        }
+        self.asked = to;
+        from..to
+    }
+}
 
 /// The runs of one process.
 #[derive(Debug, Default)]
@@ -53,67 +83,33 @@ impl Runs {
         count: BlockNumber,
         far: bool,
         max_window: BlockNumber,
-    ) -> Ahead {
+    ) -> Range<BlockNumber> {
         self.clock += 1;
         let end = first.saturating_add(count);
         let goes_on =
             |run: &Run| run.rel == rel && first >= run.next && first - run.next <= MAX_GAP;
-        let Some(at) = self.runs.iter().position(goes_on) else {
-            self.start(rel, end, count);
-            // The first read of a run that is long in itself is one already.
-            let at = self.runs.iter().position(|run| run.rel == rel && run.next == end);
-            return at.map_or(end..end, |at| self.advance(at, first, end, far, max_window));
-        };
-        if let Some(run) = self.runs.get_mut(at) {
-            run.length = run.length.saturating_add(count);
-        }
-        self.advance(at, first, end, far, max_window)
-    }
-
-    fn start(&mut self, rel: RelTag, next: BlockNumber, length: BlockNumber) {
-        let run = Run { rel, next, length, asked: next, window: 0, last_use: self.clock };
-        if self.runs.len() < RUNS {
-            self.runs.push(run);
-            return;
-        }
-        // A block read at random must not end a run: the shortest run that was not used for longest goes.
-        let victim = self.runs.iter_mut().min_by_key(|run| (run.length >= MIN_RUN, run.last_use));
-        if let Some(victim) = victim {
-            *victim = run;
-        }
-    }
-
-    fn advance(
-        &mut self,
-        at: usize,
-        first: BlockNumber,
-        end: BlockNumber,
-        far: bool,
-        max_window: BlockNumber,
-    ) -> Ahead {
+        let at = self.runs.iter().position(goes_on).unwrap_or_else(|| self.start(rel, end));
         let clock = self.clock;
         let Some(run) = self.runs.get_mut(at) else { return end..end };
         run.last_use = clock;
-        run.next = end;
-        if !far {
-            // What is near needs no help; where the cache ends, the window grows anew.
-            run.window = 0;
-            run.asked = end;
-            return end..end;
+        run.length = run.length.saturating_add(count);
+        run.advance(first, end, far, max_window)
+    }
+
+    /// Begins to watch a run; returns its place.
+    fn start(&mut self, rel: RelTag, next: BlockNumber) -> usize {
+        let new = Run { rel, next, length: 0, asked: next, window: 0, last_use: self.clock };
+        if self.runs.len() < RUNS {
+            self.runs.push(new);
+            return self.runs.len() - 1;
         }
-        if run.length < MIN_RUN {
-            return end..end;
-        }
-        let grown = run.window.saturating_mul(2).max(FIRST_WINDOW).max(end - first);
-        run.window = grown.min(max_window);
-        let from = run.asked.max(end);
-        let to = end.saturating_add(run.window);
-        // Ask for a good part of the window at a time: each question costs a system call.
-        if to <= from || (to - from < run.window / 4 && from > end) {
-            return from..from;
-        }
-        run.asked = to;
-        from..to
+        // A block read at random must not end a run: the shortest run that was not used for longest goes.
+        let runs = self.runs.iter_mut().enumerate();
+        let victim = runs.min_by_key(|(_, run)| (run.length >= MIN_RUN, run.last_use));
+        victim.map_or(0, |(at, run)| {
+            *run = new;
+            at
+        })
     }
 
     /// What was asked for from `block` on was not sent after all.

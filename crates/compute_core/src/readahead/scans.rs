@@ -72,12 +72,13 @@ impl Scans {
                 scan.distance /= 2;
             }
         }
-        let from = scan.asked.max(at.row.saturating_add(1));
-        let to = at.row.saturating_add(1).saturating_add(scan.distance).min(at.rows);
         if scan.distance == 0 {
             self.scans.retain(|scan| scan.id != id);
             return 0..0;
         }
+        let next = at.row.saturating_add(1);
+        let from = scan.asked.max(next);
+        let to = next.saturating_add(scan.distance).min(at.rows);
         if from >= to {
             return 0..0;
         }

@@ -11,4 +11,5 @@ mod compute;
 mod file_cache;
 mod page_client;
 mod page_service;
+mod prewarm;
 mod readahead;

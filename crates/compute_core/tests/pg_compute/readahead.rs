@@ -74,7 +74,7 @@ const PATHS: &[Path] = &[
         sql: "select count(filler) from r where k between '0' and '2'",
         answer: "1292",
         plan: "Bitmap Heap Scan on r",
-        batch: 6,
+        batch: 4,
     },
     Path {
         name: "VACUUM",
@@ -156,18 +156,22 @@ fn with_fresh_server<R>(
     result
 }
 
+fn check(world: &World, path: &Path, settings: &[(&str, &str)]) {
+    let (pages, questions) =
+        with_fresh_server(world, settings, |server| measure(server, path, "select 1"));
+    assert!(pages >= 50, "{}: {pages} pages are too few to tell", path.name);
+    assert!(
+        questions * path.batch <= pages,
+        "{}: {questions} questions for {pages} pages",
+        path.name
+    );
+}
+
 #[test]
 fn each_way_of_reading_asks_ahead() {
     let world = World::new();
     for path in PATHS {
-        let (pages, questions) =
-            with_fresh_server(&world, &[], |server| measure(server, path, "select 1"));
-        assert!(pages >= 50, "{}: {pages} pages are too few to tell", path.name);
-        assert!(
-            questions * path.batch <= pages,
-            "{}: {questions} questions for {pages} pages",
-            path.name
-        );
+        check(&world, path, &[]);
     }
 }
 
@@ -175,16 +179,77 @@ fn each_way_of_reading_asks_ahead() {
 #[test]
 fn few_buffers_do_not_cut_the_distance() {
     let world = World::new();
-    let settings = [("shared_buffers", "1MB"), ("max_connections", "100")];
     for path in PATHS.iter().take(3) {
-        let (pages, questions) =
-            with_fresh_server(&world, &settings, |server| measure(server, path, "select 1"));
-        assert!(
-            questions * path.batch <= pages,
-            "{}: {questions} questions for {pages} pages",
-            path.name
-        );
+        check(&world, path, &[("shared_buffers", "1MB"), ("max_connections", "100")]);
     }
+}
+
+/// L140.
+#[test]
+fn explain_tells_what_a_statement_asked_ahead() {
+    let world = World::new();
+    let explain = "explain (analyze, buffers, format json, costs off) select count(filler) from t";
+    let cold = with_fresh_server(&world, &[], |server| server.ok(explain));
+    for name in ["Page Server Reads", "Prefetch Requests", "Prefetch Hits"] {
+        let (_, rest) = cold.split_once(&format!("\"{name}\": ")).expect(name);
+        let number = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        assert!(number.parse::<u64>().is_ok_and(|number| number > 0), "{cold}");
+    }
+    let quiet = format!("set neon.explain_storage = off;; {explain}");
+    let stock = with_fresh_server(&world, &[], |server| server.ok(&quiet));
+    assert!(!stock.contains("Prefetch"), "{stock}");
+}
+
+/// Pages that a session asked for and then did not read: while it does something else, a timer takes them off the socket
+/// and they go into the local file cache.
+#[test]
+fn a_busy_session_takes_its_answers_off_the_socket() {
+    let world = World::new();
+    let cached_pages = |pull_timeout: &str| {
+        let settings = [
+            ("neon.readahead_getpage_pull_timeout", pull_timeout),
+            ("neon.max_file_cache_size", "8MB"),
+            ("neon.file_cache_size_limit", "8MB"),
+        ];
+        let service = PageService::start(&world.stock_data());
+        let data = world.compute_data();
+        let server = Server::start_compute(&world, &data, service.port(), &settings);
+        server.ok("create function cached(out pageoffs int8, out relfilenode oid, out reltablespace oid, out reldatabase oid,
+             out relforknumber int2, out relblocknumber int8, out accesscount int4)
+             returns setof record as 'neon', 'local_cache_pages_wrapper' language c volatile");
+        let count = || -> u64 {
+            let sql = "select count(*) from cached() where relfilenode = pg_relation_filenode('t')";
+            server.ok(sql).parse().expect("a number")
+        };
+        let sleeping =
+            "from pg_stat_activity where query like '%pg_sleep(100)' and pid <> pg_backend_pid()";
+        // Answers are on their way for so long that the session has its rows before the last ones come. What it does then
+        // reads nothing, which would take them off the socket as well.
+        service.add_latency(Duration::from_millis(100));
+        let cached = std::thread::scope(|scope| {
+            let session = scope.spawn(|| {
+                server.psql(
+                    "select pg_sleep(0);; select filler from t limit 80;; select pg_sleep(100)",
+                )
+            });
+            server.wait_for("the rows", || {
+                server.ok(&format!("select count(*) {sleeping} and wait_event = 'PgSleep'")) == "1"
+            });
+            if pull_timeout != "0" {
+                server.wait_for("pages that nobody read", || count() >= 12);
+            }
+            let cached = count();
+            server.ok(&format!("select pg_cancel_backend(pid) {sleeping}"));
+            session.join().expect("the session");
+            cached
+        });
+        server.stop();
+        std::fs::remove_dir_all(&data).expect("the compute's folder");
+        cached
+    };
+    let with_timer = cached_pages("20ms");
+    let without = cached_pages("0");
+    assert!(without < with_timer, "{without} pages without the timer, {with_timer} with it");
 }
 
 #[test]

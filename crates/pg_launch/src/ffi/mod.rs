@@ -1,4 +1,4 @@
-//! The one raw entry point of this crate: what must happen between fork and exec.
+//! The raw entry points of this crate: what must happen between fork and exec, and the choice of a scheduling policy.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -44,4 +44,17 @@ pub fn detach(command: &mut Command) {
     };
     // SAFETY: the closure makes one setsid(2) call, which is async-signal-safe and allocates nothing.
     unsafe { command.pre_exec(detach) };
+}
+
+/// Has this thread, and those it starts from now on, wait for their turn when they wake up on a busy processor
+/// (`SCHED_BATCH`, sched(7)), instead of interrupting who runs. On a processor that is free it changes nothing.
+///
+/// # Errors
+/// What sched_setscheduler(2) says; no privilege is needed.
+#[expect(unsafe_code, reason = "no safe wrapper of sched_setscheduler exists in our libraries")]
+pub fn take_turns() -> std::io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread; the structure is read only, and lives until the call returns.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const priority) };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

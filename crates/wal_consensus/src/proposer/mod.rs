@@ -109,6 +109,8 @@ pub enum ProposerInput {
         /// How many.
         wal_bytes: u64,
     },
+    /// A while has passed since [`ProposerCommand::CommitAdvanced`]: who has not heard of it yet is told.
+    TellCommit,
     /// About once a second: everybody hears from us.
     Heartbeat,
 }
@@ -344,6 +346,8 @@ struct Slot {
     vote: Option<Vote>,
     /// End of what was sent over this connection.
     next_lsn: Lsn,
+    /// The commit position in the last append over this connection.
+    told_commit_lsn: Lsn,
     /// What it has acknowledged over this connection.
     acked_lsn: Option<Lsn>,
     /// WAL bytes in appends that are not yet written to the network.
@@ -474,6 +478,7 @@ impl Proposer {
                     self.pump(sk, false, commands);
                 }
             }
+            ProposerInput::TellCommit => self.tell_commit(commands),
             ProposerInput::Heartbeat => {
                 self.ask_again(commands)?;
                 self.pump_all(true, commands);

@@ -72,7 +72,9 @@ impl Proposer {
         if self.commit_lsn < commit_lsn {
             self.commit_lsn = commit_lsn;
             commands.push(ProposerCommand::CommitAdvanced { commit_lsn });
-            self.pump_all(true, commands);
+            // While WAL flows the next append says it, which saves a message and its answer for each commit.
+            let told_at_once = self.config.mode == ProposerMode::Sync;
+            self.pump_all(told_at_once, commands);
         }
         if self.config.mode == ProposerMode::Sync {
             self.finish_sync(commands);
@@ -89,6 +91,16 @@ impl Proposer {
         if self.electorate.decides(&nodes, saved) {
             self.phase = Phase::Over;
             commands.push(ProposerCommand::Synced { end_lsn: self.term_start_lsn });
+        }
+    }
+
+    /// Tells the commit position to those that no append has told since it moved.
+    pub(super) fn tell_commit(&mut self, commands: &mut Commands) {
+        for index in 0..self.slots.len() {
+            let untold = self.slots.get(index).is_some_and(|s| s.told_commit_lsn < self.commit_lsn);
+            if untold {
+                self.pump(SkId(index), true, commands);
+            }
         }
     }
 
@@ -109,8 +121,12 @@ impl Proposer {
             commands.push(ProposerCommand::Append { sk, header });
         }
         if even_if_empty && !sent {
-            let active = self.slots.get(sk.0).filter(|slot| slot.phase == SlotPhase::Active);
-            if let Some(next_lsn) = active.map(|slot| slot.next_lsn) {
+            let commit_lsn = self.commit_lsn;
+            let active = self.slot_mut(sk, SlotPhase::Active).map(|slot| {
+                slot.told_commit_lsn = commit_lsn;
+                slot.next_lsn
+            });
+            if let Some(next_lsn) = active {
                 let header = self.append_header(next_lsn, next_lsn);
                 commands.push(ProposerCommand::Append { sk, header });
             }
@@ -119,7 +135,7 @@ impl Proposer {
     }
 
     fn next_append(&mut self, sk: SkId) -> Option<AppendHeader> {
-        let held = self.held;
+        let (held, commit_lsn) = (self.held, self.commit_lsn);
         let slot = self.slot_mut(sk, SlotPhase::Active)?;
         let begin_lsn = slot.next_lsn;
         let source = [held, slot.fetched].into_iter().find(|range| range.contains(begin_lsn))?;
@@ -130,6 +146,7 @@ impl Proposer {
         let wal_bytes = available.min(u64::try_from(APPEND_BYTES_MAX).unwrap_or(available));
         slot.next_lsn = begin_lsn + wal_bytes;
         slot.queued_bytes += wal_bytes;
+        slot.told_commit_lsn = commit_lsn;
         Some(self.append_header(begin_lsn, begin_lsn + wal_bytes))
     }
 

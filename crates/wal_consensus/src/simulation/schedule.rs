@@ -223,7 +223,9 @@ impl Schedule {
 
     fn heartbeat(&mut self) -> Outcome {
         let Some(id) = self.any_walproposer() else { return Ok(()) };
-        self.cluster.step_proposer(id, ProposerInput::Heartbeat)
+        let tells_only = self.rng.one_in(2);
+        let input = if tells_only { ProposerInput::TellCommit } else { ProposerInput::Heartbeat };
+        self.cluster.step_proposer(id, input)
     }
 
     /// A walproposer forgets WAL that a quorum was sent.

@@ -233,6 +233,7 @@ impl Cluster {
 
     /// Delivers and flushes until nothing is left to do, except that the safekeepers in `deaf` neither hear nor flush.
     pub(super) fn settle(&mut self, deaf: &[usize]) -> Outcome {
+        let mut told = false;
         loop {
             let mut busy = false;
             let ids: Vec<u64> = self.conns.keys().copied().collect();
@@ -253,8 +254,15 @@ impl Cluster {
                 }
             }
             self.forget_dead_conns();
-            if !busy {
+            if busy {
+                told = false;
+            } else if told {
                 return self.checker.inspect(&mut self.nodes);
+            } else {
+                told = true;
+                let ids: Vec<usize> = self.walproposers.keys().copied().collect();
+                ids.into_iter()
+                    .try_for_each(|id| self.step_proposer(id, ProposerInput::TellCommit))?;
             }
         }
     }

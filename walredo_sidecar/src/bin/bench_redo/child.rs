@@ -5,7 +5,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use pg_types::page::Page;
 use walredo_protocol::{put_apply, put_begin, put_get, put_push};
-use walredo_sidecar::datadir::{PrivateDir, Template};
+use walredo_sidecar::datadir::PrivateDir;
+use walredo_sidecar::template::Template;
 use walredo_sidecar::{NeonWalRecord, WalRedoConfig};
 
 use crate::input::Request;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pg_types::page::{Page, ZERO_PAGE};
 use walredo_sidecar::WalRedoConfig;
-use walredo_sidecar::datadir::Template;
+use walredo_sidecar::template::Template;
 
 use crate::child::{RedoChild, bytes_of};
 use crate::input::Request;

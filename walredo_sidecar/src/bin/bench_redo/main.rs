@@ -31,7 +31,7 @@ use nix::unistd::Pid;
 use pg_launch::{PgInstall, unprivileged_user};
 use pg_types::{Key, TenantId};
 use serde_json::{Value, json};
-use walredo_sidecar::datadir::Template;
+use walredo_sidecar::template::Template;
 use walredo_sidecar::{PostgresRedoManager, WalRedoConfig, WalRedoEnv, WalRedoManager};
 
 use input::Request;
@@ -96,7 +96,8 @@ fn run() -> Result<(), Failure> {
         }
     }
     manager.shutdown();
-    let template = Template::create(&install, PG_VERSION, &config.work_dir, config.user.as_ref())?;
+    let template =
+        Template::open_or_create(&install, PG_VERSION, &config.work_dir, config.user.as_ref())?;
     let mut once_us = 0.0;
     for (request, name, callers, pipe) in through_pipe {
         if callers == 1 {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pg_types::BLCKSZ;
 use walredo_sidecar::WalRedoConfig;
-use walredo_sidecar::datadir::Template;
+use walredo_sidecar::template::Template;
 
 use crate::Failure;
 use crate::child::{RedoChild, bytes_of};

@@ -1,0 +1,91 @@
+//! How far the safekeepers of a branch are, as a majority of them has it.
+
+use std::time::{Duration, Instant};
+
+use pg_types::Lsn;
+use serde::Deserialize;
+
+use crate::environment::{Branch, Environment};
+use crate::error::{CliError, Result};
+use crate::services::safekeeper_api;
+
+/// How long safekeepers may take to hear of a commit: a walproposer tells them within milliseconds, and again each second.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+const COMMIT_POLL: Duration = Duration::from_millis(2);
+
+/// The newest position that is committed on the safekeepers: everything a client was told is durable lies
+/// below it. The page server waits until it has ingested up to there.
+///
+/// A minority of the safekeepers may be down. They learn a moment after the client that a commit is one, so what a
+/// majority has is waited for; if nobody tells them (the compute was killed), what they know counts.
+pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> {
+    let give_up = Instant::now() + COMMIT_PATIENCE;
+    loop {
+        let quorum = ask_quorum(environment, branch)?;
+        if quorum.committed >= quorum.flushed || Instant::now() > give_up {
+            return Ok(quorum.committed);
+        }
+        std::thread::sleep(COMMIT_POLL);
+    }
+}
+
+/// How far one safekeeper is.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Progress {
+    flush_lsn: Lsn,
+    commit_lsn: Lsn,
+}
+
+/// How far a majority is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Quorum {
+    /// Known to be committed.
+    committed: Lsn,
+    /// On the disks of a majority.
+    flushed: Lsn,
+}
+
+impl Quorum {
+    /// `None` when less than a majority of `count` safekeepers has answered.
+    fn of(answers: &[Progress], count: usize) -> Option<Quorum> {
+        let mut flushed: Vec<Lsn> = answers.iter().map(|answer| answer.flush_lsn).collect();
+        flushed.sort_unstable_by(|a, b| b.cmp(a));
+        let committed = answers.iter().map(|answer| answer.commit_lsn).max()?;
+        // Those that did not answer count as having nothing.
+        Some(Quorum { committed, flushed: *flushed.get(count / 2)? })
+    }
+}
+
+fn ask_quorum(environment: &Environment, branch: &Branch) -> Result<Quorum> {
+    let path = format!("/v1/tenant/{}/timeline/{}", branch.tenant_id, branch.timeline_id);
+    let nodes = &environment.description.safekeepers;
+    let (mut answers, mut failure) = (Vec::new(), None);
+    for node in nodes {
+        let answer = safekeeper_api(node).get(&path);
+        match answer.and_then(|answer| answer.parse("ask a safekeeper for the newest position")) {
+            Ok(progress) => answers.push(progress),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Quorum::of(&answers, nodes.len()).ok_or_else(|| {
+        failure.unwrap_or_else(|| CliError::failed("the environment has no safekeeper"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_says_what_is_on_disk() {
+        let progress = |flush, commit| Progress { flush_lsn: Lsn(flush), commit_lsn: Lsn(commit) };
+        let quorum =
+            |committed, flushed| Some(Quorum { committed: Lsn(committed), flushed: Lsn(flushed) });
+        let answers = [progress(30, 10), progress(50, 20), progress(40, 15)];
+        assert_eq!(Quorum::of(&answers, 3), quorum(20, 40));
+        assert_eq!(Quorum::of(&answers[..2], 3), quorum(20, 30));
+        assert_eq!(Quorum::of(&answers[..1], 3), None);
+        assert_eq!(Quorum::of(&answers[..1], 1), quorum(10, 30));
+        assert_eq!(Quorum::of(&[], 0), None);
+    }
+}
