@@ -60,7 +60,7 @@ pub enum Bench {
 }
 
 /// Options of the command.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Which benches (default: all).
     #[arg(value_enum)]
@@ -84,12 +84,35 @@ pub struct Options {
 /// Which processors the two sides get, in benches that compare servers. Both sides get the same.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 pub struct Pins {
-    /// Processors of the clients.
-    #[arg(long, value_delimiter = ',', default_value = "0")]
+    /// Processors of the clients (default: the first one, or the first two where loads and commits are measured).
+    #[arg(long, value_delimiter = ',')]
     client_cpus: Vec<usize>,
-    /// Processors of all servers.
-    #[arg(long, value_delimiter = ',', default_value = "0")]
+    /// Processors of all servers (default: as for clients).
+    #[arg(long, value_delimiter = ',')]
     server_cpus: Vec<usize>,
+}
+
+impl Pins {
+    /// What was given, and for the rest what suits a bench.
+    fn or_default(&self, bench: Bench) -> Pins {
+        let default = bench.default_cpus();
+        let or =
+            |given: &Vec<usize>| if given.is_empty() { default.clone() } else { given.clone() };
+        Pins { client_cpus: or(&self.client_cpus), server_cpus: or(&self.server_cpus) }
+    }
+}
+
+impl Bench {
+    /// A read is one question and one answer: on a virtual machine, waking another processor for it would be all that is
+    /// measured. A load or a commit goes through a row of processes, here and in a stock server with its background writers:
+    /// it gets what a small machine has.
+    fn default_cpus(self) -> Vec<usize> {
+        let available = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        match self {
+            Bench::Bulk | Bench::PgbenchTpcb => (0..available.min(2)).collect(),
+            _ => vec![0],
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -120,7 +143,8 @@ pub fn run(options: &Options) -> Result<()> {
         let load = machine::load()?;
         machine::check_load(load, options.busy)?;
         let calibration_before = Calibration::measure()?;
-        let rows = step(&format!("bench {name}"), || measure(*bench, &built, options))?;
+        let options = Options { pins: options.pins.or_default(*bench), ..options.clone() };
+        let rows = step(&format!("bench {name}"), || measure(*bench, &built, &options))?;
         let calibration = Calibration::measure()?;
         println!("{name}");
         row::print(&rows);
