@@ -9,7 +9,7 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 static MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(0);
 static SIZE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"file.cache"));
-static CHUNK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16);
+static CHUNK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(4);
 /// `neon.store_prefetch_result_in_lfc`.
 pub static STORE_PREFETCHED: GucSetting<bool> = GucSetting::<bool>::new(true);
 
