@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use compute_ctl::{ComputeState, ComputeStatus};
 use nix::sys::signal::Signal;
+use pg_types::TimelineId;
 
 use crate::cli::StopMode;
 use crate::environment::{Endpoint, Environment, check_name, write_toml};
@@ -19,6 +20,18 @@ use crate::services::{StatusRow, progress};
 const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a shutdown checkpoint and its way to the safekeepers may take before the compute is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether a compute of this branch runs.
+pub fn any_runs_on(environment: &Environment, timeline_id: TimelineId) -> Result<bool> {
+    for endpoint in environment.endpoints()? {
+        if endpoint.timeline_id == timeline_id
+            && service(environment, &endpoint.name).running_pid()?.is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 fn service(environment: &Environment, name: &str) -> Service {
     let dir = environment.endpoint_dir(name);

@@ -4,29 +4,65 @@ use std::time::{Duration, Instant};
 
 use pg_types::Lsn;
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
+use crate::endpoint;
 use crate::environment::{Branch, Environment};
 use crate::error::{CliError, Result};
+use crate::service_main::{failed, single_threaded};
 use crate::services::safekeeper_api;
 
-/// How long safekeepers may take to hear of a commit: a walproposer tells them within milliseconds, and again each second.
-const COMMIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long safekeepers may take to hear of a commit: a walproposer tells them within milliseconds, and again each second; one
+/// that was killed is started again, and campaigns first.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
+/// The same without a compute.
+const SYNC_PATIENCE: Duration = Duration::from_secs(30);
 const COMMIT_POLL: Duration = Duration::from_millis(2);
 
 /// The newest position that is committed on the safekeepers: everything a client was told is durable lies
 /// below it. The page server waits until it has ingested up to there.
 ///
-/// A minority of the safekeepers may be down. They learn a moment after the client that a commit is one, so what a
-/// majority has is waited for; if nobody tells them (the compute was killed), what they know counts.
+/// A minority of the safekeepers may be down. They learn a moment after the client that a commit is one. If a compute runs,
+/// that is waited for; if none does (it was killed), an election settles it, as before the start of the next one.
 pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> {
     let give_up = Instant::now() + COMMIT_PATIENCE;
     loop {
         let quorum = ask_quorum(environment, branch)?;
-        if quorum.committed >= quorum.flushed || Instant::now() > give_up {
+        if quorum.committed >= quorum.flushed {
             return Ok(quorum.committed);
+        }
+        if !endpoint::any_runs_on(environment, branch.timeline_id)? {
+            return settle(environment, branch);
+        }
+        if Instant::now() > give_up {
+            return Err(CliError::failed(format!(
+                "the compute of branch \"{}\" does not tell the safekeepers what is committed",
+                branch.name
+            )));
         }
         std::thread::sleep(COMMIT_POLL);
     }
+}
+
+/// Has the safekeepers agree on the end of the branch's WAL. It would fence a compute that runs.
+fn settle(environment: &Environment, branch: &Branch) -> Result<Lsn> {
+    let nodes = &environment.description.safekeepers;
+    let config = walproposer::Config {
+        tenant_id: branch.tenant_id,
+        timeline_id: branch.timeline_id,
+        safekeepers: nodes.iter().map(|node| format!("127.0.0.1:{}", node.pg_port)).collect(),
+        mconf: Default::default(),
+        auth_token: None,
+        compute: None,
+    };
+    let sync = async {
+        let shutdown = CancellationToken::new();
+        tokio::time::timeout(SYNC_PATIENCE, walproposer::sync(&config, shutdown)).await
+    };
+    single_threaded()?
+        .block_on(sync)
+        .map_err(|_| CliError::failed("a majority of the safekeepers cannot be reached"))?
+        .map_err(failed)
 }
 
 /// How far one safekeeper is.

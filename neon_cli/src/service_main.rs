@@ -123,7 +123,7 @@ pub fn compute(config_path: &Path) -> Result<ExitCode> {
 
 /// Children get a signal when the thread that started them ends, so a compute's supervisor stays on the main
 /// thread.
-fn single_threaded() -> Result<tokio::runtime::Runtime> {
+pub fn single_threaded() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

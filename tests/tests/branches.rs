@@ -39,3 +39,30 @@ fn a_branch_sees_its_past_and_goes_its_own_way() -> Result<()> {
     ensure!(!cluster.neon(&["timeline", "list"])?.contains("never"));
     Ok(())
 }
+
+/// What was acknowledged an instant before the compute was killed, when the safekeepers may not know yet that it is
+/// committed, is in the branch. One of three safekeepers is down meanwhile.
+#[test]
+fn a_branch_has_the_last_commit_of_a_killed_compute() -> Result<()> {
+    let cluster = Cluster::start_with(Place::from_env()?, &["--safekeepers", "3"])?;
+    let main = cluster.endpoint("main", "main", &[])?;
+    main.connect("postgres")?.batch_execute("CREATE TABLE data (id int)")?;
+    for round in 1..=3 {
+        let mut client = main.connect("postgres")?;
+        client.batch_execute(&format!("INSERT INTO data VALUES ({round})"))?;
+        cluster.kill("endpoints/main/compute.pid")?;
+        let name = format!("branch-{round}");
+        cluster.neon(&["timeline", "branch", &name])?;
+        let branch = cluster.endpoint(&name, &name, &[])?;
+        ensure!(branch.value("SELECT max(id) FROM data")? == round.to_string());
+        cluster.start_endpoint(&main)?;
+    }
+    let backup = std::env::temp_dir().join(format!("neon-branches-{}.tar", std::process::id()));
+    cluster.kill("safekeeper-2/safekeeper.pid")?;
+    main.connect("postgres")?.batch_execute("INSERT INTO data VALUES (4)")?;
+    cluster.kill("endpoints/main/compute.pid")?;
+    let backed_up =
+        cluster.neon(&["timeline", "backup", "main", "--output", &backup.to_string_lossy()]);
+    std::fs::remove_file(&backup).ok();
+    backed_up.map(drop)
+}

@@ -63,9 +63,9 @@ pub fn select(built: &Built, options: &Options) -> Result<Vec<Row>> {
 /// `bench pgbench-tpcb`: commits through a safekeeper that syncs, beside a server that syncs itself.
 pub fn tpcb(built: &Built, options: &Options) -> Result<Vec<Row>> {
     let mut sides = Sides::new(built, &options.pins)?;
-    let settings = Settings { both: &[("shared_buffers", "512MB")], ours: LOCAL_CACHE };
+    let settings = Settings { both: &[("shared_buffers", "1GB")], ours: LOCAL_CACHE };
     sides.start(settings)?;
-    initialise(&sides, 20)?;
+    initialise(&sides, 40)?;
     [("tpcb/1", 1), ("tpcb/8", 8), ("tpcb/32", 32)]
         .iter()
         .map(|(case, clients)| compare(&sides, options, case, *clients, &[]))
