@@ -44,6 +44,9 @@ pub struct Options {
     /// Further settings of the compute, as in `--set shared_buffers=1MB`.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub settings: Vec<String>,
+    /// Safekeepers of the system.
+    #[arg(long, default_value_t = 1)]
+    pub safekeepers: u16,
     /// Keep the results (differences, logs) in this directory.
     #[arg(long)]
     pub output: Option<PathBuf>,
@@ -61,7 +64,9 @@ pub fn run(options: &Options) -> Result<()> {
 /// Runs a suite on a new system.
 pub fn run_with(built: &Built, options: &Options) -> Result<Tally> {
     let place = Place { neon: built.neon.clone(), install: built.compute.clone() };
-    let cluster = step("start a system for the suite", || Cluster::start(place))?;
+    let safekeepers = options.safekeepers.to_string();
+    let init = ["--safekeepers", &safekeepers];
+    let cluster = step("start a system for the suite", || Cluster::start_with(place, &init))?;
     let mut settings = parse_settings(&options.settings)?;
     // Expected files are PostgreSQL's, which knows no storage but its own.
     settings.push(("neon.explain_storage", "off"));

@@ -29,6 +29,7 @@ pub fn run(options: &Options) -> Result<()> {
             let suite = regress::Options {
                 suite: *suite,
                 verify_pages: *verify_pages,
+                safekeepers: 1,
                 settings: settings.iter().map(|text| (*text).to_owned()).collect(),
                 output: None,
             };
