@@ -26,9 +26,11 @@ const COMMIT_POLL: Duration = Duration::from_millis(2);
 /// that is waited for; if none does (it was killed), an election settles it, as before the start of the next one.
 pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> {
     let give_up = Instant::now() + COMMIT_PATIENCE;
+    let mut quorum = ask_quorum(environment, branch)?;
+    // What a majority had when this began: under load there is always some WAL more.
+    let wanted = quorum.flushed;
     loop {
-        let quorum = ask_quorum(environment, branch)?;
-        if quorum.committed >= quorum.flushed {
+        if quorum.committed >= wanted {
             return Ok(quorum.committed);
         }
         if !endpoint::any_runs_on(environment, branch.timeline_id)? {
@@ -41,6 +43,7 @@ pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> 
             )));
         }
         std::thread::sleep(COMMIT_POLL);
+        quorum = ask_quorum(environment, branch)?;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Branches: a copy at a position of the past or at the newest one, independent from then on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Result, ensure};
 use system_tests::{Cluster, Place};
 
@@ -65,4 +67,30 @@ fn a_branch_has_the_last_commit_of_a_killed_compute() -> Result<()> {
         cluster.neon(&["timeline", "backup", "main", "--output", &backup.to_string_lossy()]);
     std::fs::remove_file(&backup).ok();
     backed_up.map(drop)
+}
+
+/// Under load a safekeeper nearly always has WAL that it does not know to be committed yet; nobody waits for that to end.
+#[test]
+fn a_branch_is_made_while_its_parent_is_written() -> Result<()> {
+    let cluster = Cluster::start(Place::from_env()?)?;
+    let main = cluster.endpoint("main", "main", &[])?;
+    main.connect("postgres")?.batch_execute("CREATE TABLE bulk (t text)")?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| -> Result<()> {
+            let mut client = main.connect("postgres")?;
+            while !stop.load(Ordering::Relaxed) {
+                client.batch_execute(
+                    "INSERT INTO bulk SELECT repeat('x', 1000) FROM generate_series(1, 20000)",
+                )?;
+            }
+            Ok(())
+        });
+        let made = (1..=3).try_for_each(|number| {
+            cluster.neon(&["timeline", "branch", &format!("branch-{number}")]).map(drop)
+        });
+        stop.store(true, Ordering::Relaxed);
+        load.join().expect("the load")?;
+        made
+    })
 }

@@ -1,7 +1,7 @@
 //! kill -9 of any process at random under a bank's load: no acknowledged commit is lost, and sums are right.
 //!
 //! `NEON_CHAOS_KILLS` (10) and `NEON_CHAOS_SEED` (random, printed) choose how much and which. With three safekeepers one of
-//! them is down at all times, another one now and then stops for a while without knowing it, and sometimes all go at once.
+//! them is down most of the time, now and then one stops for a while without knowing it, and sometimes all go at once.
 
 use std::time::Duration;
 

@@ -78,3 +78,24 @@ fn temporary_and_unlogged_tables_are_local() -> Result<()> {
     ensure!(endpoint.value("SELECT t FROM u WHERE id = 500")? == "y");
     Ok(())
 }
+
+/// L031: which pages the local file cache held is carried from one data directory to the next, also over a kill.
+#[test]
+fn the_local_file_cache_is_filled_again() -> Result<()> {
+    let cluster = Cluster::start(Place::from_env()?)?;
+    let endpoint = cluster.endpoint("main", "main", &[("shared_buffers", "1MB")])?;
+    endpoint.connect("postgres")?.batch_execute(
+        "CREATE EXTENSION IF NOT EXISTS neon; CREATE TABLE pages (t text);
+         INSERT INTO pages SELECT repeat('x', 1000) FROM generate_series(1, 4000);
+         SELECT count(*) FROM pages",
+    )?;
+    for mode in ["fast", "immediate"] {
+        cluster.stop_endpoint(&endpoint, mode)?;
+        cluster.start_endpoint(&endpoint)?;
+        system_tests::cluster::wait_until("the cache is filled", || {
+            let done = "SELECT prewarmed > 400 AND active_workers = 0 FROM get_prewarm_info()";
+            Ok(endpoint.value(done)? == "t")
+        })?;
+    }
+    Ok(())
+}

@@ -98,10 +98,13 @@ fn is_whole(dir: &Path) -> bool {
     checksum.is_ok_and(|text| checksum_of(dir).is_ok_and(|found| text == found))
 }
 
-/// CRC-32C of the files, in their order.
+/// CRC-32C of the settings, so that others make another template, and of the files, in their order.
 fn checksum_of(dir: &Path) -> io::Result<String> {
     let add = |crc, name: &&str| Ok(crc32c::crc32c_append(crc, &fs::read(dir.join(name))?));
-    FILES.iter().try_fold(0, add).map(|crc: u32| format!("{crc:08x}\n"))
+    FILES
+        .iter()
+        .try_fold(crc32c::crc32c(CONFIG.as_bytes()), add)
+        .map(|crc: u32| format!("{crc:08x}\n"))
 }
 
 /// Templates of other installations, and what is left of one that was being removed.

@@ -45,22 +45,31 @@ pub extern "C-unwind" fn neon_prewarm_main(_argument: pg_sys::Datum) {
         pg_sys::pqsignal(pg_sys::SIGTERM.cast_signed(), Some(raw::die));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
+    // A list that could not be worked off is better than what little is cached shortly after.
+    let mut is_worth_saving = true;
     match prewarm::restore() {
         Ok(None | Some(0)) => {}
         Ok(Some(pages)) => {
-            report::log(&format!("{pages} pages were brought into the local file cache"))
+            report::log(&format!("{pages} pages were brought into the local file cache"));
         }
-        Err(error) => report::log(&format!("could not fill the local file cache: {error}")),
+        Err(error) => {
+            is_worth_saving = !matches!(error, prewarm::Error::PageServer(_));
+            report::log(&format!("could not fill the local file cache: {error}"));
+        }
     }
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     while BackgroundWorker::wait_latch(guc::save_interval()) {
         if BackgroundWorker::sighup_received() {
             // SAFETY: what every process does in its main loop when it is told that the files have changed.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            continue;
         }
         save();
+        is_worth_saving = true;
     }
-    save();
+    if is_worth_saving {
+        save();
+    }
 }
 
 fn save() {

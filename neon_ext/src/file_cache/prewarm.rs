@@ -14,12 +14,15 @@ use std::time::Duration;
 
 use compute_core::file_cache::SlotState;
 use compute_core::file_cache::saved::{self, SavedError, SavedSpan};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use pg_types::{BlockNumber, ForkNumber, RelFileLocator, RelTag};
 
 use super::stats::{self, Entry, add};
 use crate::ffi::file_cache::{self as memory, Fixed};
 use crate::ffi::guc_file_cache as guc;
 use crate::ffi::latch::{self, LatchKeeper, WaitEvent};
+use crate::ffi::process;
 use crate::page_client;
 use crate::smgr::{PageServerStorage, StorageManager};
 
@@ -50,9 +53,6 @@ pub enum Error {
     /// The page server is away too often.
     #[error("{0}")]
     PageServer(#[from] page_client::Error),
-    /// A relation could not be looked at.
-    #[error("{0}")]
-    Storage(#[from] crate::smgr::Error),
 }
 
 /// Which pages are cached, as bytes; at most `most_chunks` of them, the most useful first. `None` without a cache.
@@ -61,11 +61,12 @@ pub fn state(most_chunks: usize) -> Option<Vec<u8>> {
     if !fixed.is_on.load(Ordering::Acquire) {
         return None;
     }
-    let mut entries: Vec<Entry> = stats::entries();
-    // Each partition's come from the oldest to the newest, and partitions are alike: so is their order after this.
-    entries.reverse();
-    entries.sort_by_key(|(_, _, uses)| SlotState::USES_MAX.saturating_sub(*uses));
-    let spans = entries.into_iter().filter_map(|(key, chunk, _)| {
+    // Each partition's come from the oldest to the newest; their ages are comparable, as partitions are alike.
+    let mut ranked: Vec<(usize, Entry)> = (0..geometry.partitions())
+        .flat_map(|at| stats::entries_of(at).into_iter().rev().enumerate())
+        .collect();
+    ranked.sort_by_key(|(age, (_, _, uses))| (SlotState::USES_MAX.saturating_sub(*uses), *age));
+    let spans = ranked.into_iter().filter_map(|(_, (key, chunk, _))| {
         let locator =
             RelFileLocator { spc_oid: key.spc_oid, db_oid: key.db_oid, rel_number: key.rel_number };
         let rel = locator.fork(ForkNumber::from_number(key.fork)?);
@@ -97,14 +98,25 @@ pub fn restore() -> Result<Option<u64>, Error> {
     }
 }
 
-/// Counted as working on a list until dropped, also by an error that unwinds.
+/// The process that works on a list, until dropped, also by an error that unwinds. One that is terminated leaves its number
+/// behind, which counts for nothing once there is no such process.
 struct Active(&'static Fixed);
+
+fn is_at_work(owner: u64) -> bool {
+    let pid = i32::try_from(owner).ok().filter(|pid| *pid > 0);
+    pid.is_some_and(|pid| kill(Pid::from_raw(pid), None).is_ok())
+}
 
 impl Active {
     fn begin(fixed: &'static Fixed) -> Result<Active, Error> {
-        let active = &fixed.stats.prewarm_active;
-        active
-            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire)
+        let owner = &fixed.stats.prewarm_owner;
+        let before = owner.load(Ordering::Acquire);
+        if is_at_work(before) {
+            return Err(Error::Busy);
+        }
+        let mine = u64::from(process::pid());
+        owner
+            .compare_exchange(before, mine, Ordering::AcqRel, Ordering::Acquire)
             .map_err(|_| Error::Busy)?;
         for number in [&fixed.stats.prewarmed, &fixed.stats.prewarm_skipped] {
             number.store(0, Ordering::Relaxed);
@@ -115,7 +127,7 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.stats.prewarm_active.store(0, Ordering::Release);
+        self.0.stats.prewarm_owner.store(0, Ordering::Release);
     }
 }
 
@@ -156,20 +168,19 @@ pub fn prewarm(bytes: &[u8]) -> Result<u64, Error> {
 struct Sizes(HashMap<RelTag, BlockNumber>);
 
 impl Sizes {
-    fn get(&mut self, rel: RelTag) -> Result<BlockNumber, Error> {
-        if let Some(size) = self.0.get(&rel) {
-            return Ok(*size);
-        }
-        let storage = PageServerStorage;
-        let size = if storage.exists(rel)? { storage.nblocks(rel)? } else { 0 };
-        self.0.insert(rel, size);
-        Ok(size)
+    fn get(&mut self, rel: RelTag) -> BlockNumber {
+        *self.0.entry(rel).or_insert_with(|| {
+            let storage = PageServerStorage;
+            // An error is what a page server answers, say of a fork that went away between the two questions.
+            let exists = storage.exists(rel).unwrap_or(false);
+            if exists { storage.nblocks(rel).unwrap_or(0) } else { 0 }
+        })
     }
 }
 
 /// Asks for those blocks of a span that exist, are not cached, and have room.
 fn bring(fixed: &Fixed, sizes: &mut Sizes, span: &SavedSpan) -> Result<(), Error> {
-    let size = sizes.get(span.rel)?;
+    let size = sizes.get(span.rel);
     let wanted: Vec<BlockNumber> = span
         .iter()
         .filter(|block| *block < size && !super::contains(span.rel, *block))
@@ -184,7 +195,8 @@ fn bring(fixed: &Fixed, sizes: &mut Sizes, span: &SavedSpan) -> Result<(), Error
 /// Pages of the list, pages that were brought, pages that were not, processes at work. `None` without a cache.
 pub fn progress() -> Option<[u64; 4]> {
     let (Fixed { stats, .. }, _) = memory::attached()?;
-    let numbers =
-        [&stats.prewarm_total, &stats.prewarmed, &stats.prewarm_skipped, &stats.prewarm_active];
-    Some(numbers.map(|number| number.load(Ordering::Relaxed)))
+    let [total, prewarmed, skipped, owner] =
+        [&stats.prewarm_total, &stats.prewarmed, &stats.prewarm_skipped, &stats.prewarm_owner]
+            .map(|number| number.load(Ordering::Relaxed));
+    Some([total, prewarmed, skipped, u64::from(is_at_work(owner))])
 }

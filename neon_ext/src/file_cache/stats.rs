@@ -31,8 +31,8 @@ pub struct Stats {
     pub prewarmed: AtomicU64,
     /// Pages of it that are dealt with and were not brought.
     pub prewarm_skipped: AtomicU64,
-    /// Processes that work on such a list.
-    pub prewarm_active: AtomicU64,
+    /// Number of the process that works on such a list; 0 when none does.
+    pub prewarm_owner: AtomicU64,
     /// Times of reads that found something.
     pub read_wait: Histogram,
     /// Times of writes.
@@ -86,9 +86,12 @@ pub type Entry = (ChunkKey, Chunk, u32);
 /// All chunks, partition by partition, in each from the one that came first.
 pub(super) fn entries() -> Vec<Entry> {
     let Some((_, geometry)) = memory::attached() else { return Vec::new() };
-    (0..geometry.partitions())
-        .flat_map(|at| memory::shared(at, |chunks| chunks.chunks().collect::<Vec<_>>()))
-        .collect()
+    (0..geometry.partitions()).flat_map(entries_of).collect()
+}
+
+/// The chunks of a partition, from the one that came first.
+pub(super) fn entries_of(partition: usize) -> Vec<Entry> {
+    memory::shared(partition, |chunks| chunks.chunks().collect())
 }
 
 /// A cached page: its place in the list, its block, how often its chunk was used lately.

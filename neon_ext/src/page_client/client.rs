@@ -103,24 +103,24 @@ impl Client {
         Ok(None)
     }
 
-    /// Asks for a page that is to go into the local file cache, once fewer than `most` requests are under way. Returns
-    /// whether it did: not when the page is known already.
+    /// Asks for a page that is to go into the local file cache, once fewer than `most` requests are under way, unless the
+    /// page is known already.
     pub fn ask_for_cache(
         &mut self,
         keeper: &mut LatchKeeper,
         (rel, block): (RelTag, BlockNumber),
         most: u64,
-    ) -> Result<bool, Lost> {
+    ) -> Result<(), Lost> {
         let lsns = current(last_written_lsn::get_stable(rel, block));
         if self.ring.knows(rel, block, lsns.not_modified_since) {
-            return Ok(false);
+            return Ok(());
         }
         self.settle(keeper, most.saturating_sub(1))?;
         xlog::flush(lsns.not_modified_since);
         let mut request = super::request(RequestKind::GetPage(rel, block), lsns);
         self.connection(keeper)?.queue(&mut request);
         self.ring.push(request, Purpose::Cache);
-        Ok(true)
+        Ok(())
     }
 
     /// Waits until at most `most` requests are under way.

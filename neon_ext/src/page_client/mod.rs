@@ -169,42 +169,35 @@ pub fn prefetch(rel: RelTag, blocks: impl IntoIterator<Item = BlockNumber>) -> O
 }
 
 /// Asks for blocks of a fork that are to go into the local file cache; at most `most` requests are under way at any time.
-/// Those that it does not have to wait for are still when this returns: [`settle`]. Returns how many were asked for; a lost
-/// connection loses what was under way, and is made anew by the next call.
+/// Those that it does not have to wait for are still when this returns: [`settle`]. A lost connection loses what was under
+/// way, and is made anew by the next call.
 pub fn ask_for_cache(
     rel: RelTag,
     blocks: impl IntoIterator<Item = BlockNumber>,
     most: u64,
-) -> Result<u64, Error> {
-    let mut lease = Lease::take();
+) -> Result<(), Error> {
     let mut keeper = LatchKeeper::default();
-    let mut asked = 0;
-    for block in blocks {
-        match lease.client().ask_for_cache(&mut keeper, (rel, block), most) {
-            Ok(was_asked) => asked += u64::from(was_asked),
-            Err(lost) => return Err(give_up(lease, &lost)),
-        }
-    }
-    lease.put_back();
-    Ok(asked)
+    on_client(|client| {
+        blocks
+            .into_iter()
+            .try_for_each(|block| client.ask_for_cache(&mut keeper, (rel, block), most))
+    })
 }
 
 /// Waits for everything that is under way.
 pub fn settle() -> Result<(), Error> {
-    let mut lease = Lease::take();
-    match lease.client().settle(&mut LatchKeeper::default(), 0) {
-        Ok(()) => {
-            lease.put_back();
-            Ok(())
-        }
-        Err(lost) => Err(give_up(lease, &lost)),
-    }
+    on_client(|client| client.settle(&mut LatchKeeper::default(), 0))
 }
 
-fn give_up(mut lease: Lease, lost: &Lost) -> Error {
-    lose(lease.client(), lost);
+/// Runs `work` on the client. A lost connection is an error, and the client is as good as new after it.
+fn on_client(work: impl FnOnce(&mut Client) -> Result<(), Lost>) -> Result<(), Error> {
+    let mut lease = Lease::take();
+    let result = work(lease.client()).map_err(|lost| {
+        lose(lease.client(), &lost);
+        Error(format!("lost the page server: {lost}"))
+    });
     lease.put_back();
-    Error(format!("lost the page server: {lost}"))
+    result
 }
 
 /// The connection broke while nobody waited for an answer. Who needs a page has the patience to try again.

@@ -220,4 +220,15 @@ mod tests {
         assert_eq!(wait_lsn.wait_for(Lsn(2), LONG).await, Err(WaitError::Closed));
         assert_eq!(wait_lsn.wait_for(Lsn(1), LONG).await, Ok(()));
     }
+
+    #[tokio::test]
+    async fn who_brings_wal_hears_of_those_who_begin_to_wait() {
+        let wait_lsn = WaitLsn::new(Lsn(1));
+        wait_lsn.wait_for(Lsn(1), LONG).await.unwrap();
+        assert!(futures_poll_once(&mut Box::pin(wait_lsn.demanded())).await.is_none());
+        let mut wait = Box::pin(wait_lsn.wait_for(Lsn(2), LONG));
+        assert!(futures_poll_once(&mut wait).await.is_none());
+        wait_lsn.demanded().await;
+        assert!(futures_poll_once(&mut Box::pin(wait_lsn.demanded())).await.is_none());
+    }
 }

@@ -132,7 +132,7 @@ fn filling_never_replaces_a_newer_page() {
 }
 
 #[test]
-fn filling_can_be_cancelled_and_begun_again() {
+fn filling_can_be_ended_and_begun_again() {
     let world = World::new();
     let service = PageService::start(&world.stock_data());
     let list = saved_by_a_compute(&world, &service, &world.compute_data());
@@ -143,19 +143,25 @@ fn filling_can_be_cancelled_and_begun_again() {
     };
     declare(&server);
     let begun = "select active from info()";
-    let cancel = "select pg_cancel_backend(pid) from pg_stat_activity
-         where query like '%slowly%' and pid <> pg_backend_pid()";
+    let end = |how: &str| {
+        format!(
+            "select pg_{how}_backend(pid) from pg_stat_activity
+             where query like '%slowly%' and pid <> pg_backend_pid()"
+        )
+    };
     // What these read is in the cache from here on: they do not wait for the page server below.
     server.ok(begun);
-    server.ok(cancel);
+    server.ok(&end("cancel"));
     service.add_latency(Duration::from_millis(200));
-    std::thread::scope(|scope| {
-        let filler =
-            scope.spawn(|| server.fails(&format!("select /* slowly */ prewarm('\\x{hex}')")));
-        server.wait_for("the work to begin", || server.ok(begun) == "1");
-        server.ok(cancel);
-        assert!(filler.join().expect("an answer").contains("canceling statement"));
-    });
+    for (how, complaint) in [("cancel", "canceling statement"), ("terminate", "terminating")] {
+        std::thread::scope(|scope| {
+            let filler =
+                scope.spawn(|| server.fails(&format!("select /* slowly */ prewarm('\\x{hex}')")));
+            server.wait_for("the work to begin", || server.ok(begun) == "1");
+            server.ok(&end(how));
+            assert!(filler.join().expect("an answer").contains(complaint));
+        });
+    }
     service.add_latency(Duration::ZERO);
     assert_eq!(server.ok(begun), "0");
     server.ok(&format!("select prewarm('\\x{hex}')"));

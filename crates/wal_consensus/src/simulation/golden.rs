@@ -13,7 +13,6 @@
 //! settle [except SK...]       delivers and flushes until nothing happens any more
 //! deliver P SK                hands one message from P to SK
 //! heartbeat P                 a second passes for P
-//! tell-commit P               P tells the commit position to those that have not heard of it
 //! evict P                     P forgets WAL that a quorum was sent
 //! crash SK / restart SK       the process, and what was not synced, is lost; starts again
 //! state                       what everybody holds
@@ -174,7 +173,6 @@ fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Ou
             let id = conn_of(cluster, number(&words, 1), number(&words, 2) - 1);
             cluster.deliver_to_sk(id, Trouble::default())?;
         }
-        "tell-commit" => cluster.step_proposer(number(&words, 1), ProposerInput::TellCommit)?,
         "heartbeat" => cluster.step_proposer(number(&words, 1), ProposerInput::Heartbeat)?,
         "evict" => {
             let walproposer = cluster.walproposers.get_mut(&number(&words, 1)).unwrap();
