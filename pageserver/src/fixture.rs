@@ -56,8 +56,7 @@ impl Fixture {
     /// Puts a shell script into the fake installation.
     pub(crate) fn program(&self, name: &str, script: &str) {
         let path = self.dir.path().join("install/bin").join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        test_programs::write_program(&path, script).unwrap();
     }
 
     pub(crate) fn layout(&self) -> Layout {

@@ -64,17 +64,15 @@ fn contents(mut file: std::fs::File) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn fake_install(initdb: Option<&str>) -> (tempfile::TempDir, PgInstall) {
         let root = tempfile::tempdir().unwrap();
         let bin = root.path().join("bin");
         std::fs::create_dir(&bin).unwrap();
         let script = |name: &str, text: &str| {
-            std::fs::write(bin.join(name), text).unwrap();
-            std::fs::set_permissions(bin.join(name), PermissionsExt::from_mode(0o755)).unwrap();
+            test_programs::write_program(&bin.join(name), text).unwrap();
         };
-        script("postgres", "#!/bin/sh\n");
+        script("postgres", "exit 1");
         if let Some(text) = initdb {
             script("initdb", text);
         }
@@ -84,7 +82,7 @@ mod tests {
 
     #[test]
     fn arguments_and_environment() {
-        let (root, install) = fake_install(Some("#!/bin/sh\necho \"$@\"\n/usr/bin/env\nexit 3\n"));
+        let (root, install) = fake_install(Some("echo \"$@\"\n/usr/bin/env\nexit 3\n"));
         let error = run_initdb(&install, Path::new("/data/dir"), None).unwrap_err().to_string();
         assert!(error.contains("-D /data/dir -N\n"), "{error}");
         let lib = root.path().join("lib");
@@ -95,7 +93,7 @@ mod tests {
 
     #[test]
     fn failure_tells_what_was_printed() {
-        let (_root, install) = fake_install(Some("#!/bin/sh\necho out\necho why >&2\nexit 1\n"));
+        let (_root, install) = fake_install(Some("echo out\necho why >&2\nexit 1\n"));
         let error = run_initdb(&install, Path::new("/d"), None).unwrap_err().to_string();
         assert_eq!(error, "initdb failed\nstdout:\nout\n\nstderr:\nwhy\n");
     }

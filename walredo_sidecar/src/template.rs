@@ -145,14 +145,11 @@ fn create(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     /// An installation whose initdb makes the four files, and says so in a file beside it.
     fn installation(root: &Path) -> PgInstall {
         let script = |name: &str, text: &str| {
-            let path = root.join("bin").join(name);
-            fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            test_programs::write_program(&root.join("bin").join(name), text).unwrap();
         };
         fs::create_dir_all(root.join("bin")).unwrap();
         fs::create_dir_all(root.join("lib")).unwrap();

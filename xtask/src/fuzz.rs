@@ -86,7 +86,7 @@ fn campaign(targets: &[&str], seconds: u32, seed: Option<u32>) -> Result<Tally> 
             let runs = text.lines().find_map(|line| line.strip_prefix(RUNS_LINE));
             eprintln!("    {} inputs", runs.unwrap_or_default().trim());
         } else {
-            tally.failed += 1;
+            tally.fail(&format!("fuzz {target} --seed {seed}"));
             eprintln!("{text}");
         }
     }

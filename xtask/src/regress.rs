@@ -80,14 +80,14 @@ pub fn run_with(built: &Built, options: &Options) -> Result<Tally> {
     if !strangers.is_empty() {
         let list: Vec<String> = strangers.iter().map(|path| path.display().to_string()).collect();
         eprintln!("permanent relations with files under PGDATA: {}", list.join(", "));
-        tally.failed += 1;
+        tally.fail("no permanent relation has a file");
     }
     if cluster.pid("endpoints/regress/compute.pid").is_err()
         || endpoint.connect("postgres").is_err()
     {
         eprintln!("the compute did not survive the suite");
         save_logs(&cluster, &endpoint, options)?;
-        tally.failed += 1;
+        tally.fail("the compute survives the suite");
     }
     Ok(tally)
 }
@@ -129,7 +129,7 @@ fn run_suite(built: &Built, endpoint: &Endpoint, options: &Options) -> Result<Ta
     let expected = scheduled(&fs::read_to_string(schedule_path(built, options.suite))?);
     if tally.passed + tally.failed != expected {
         eprintln!("{} of {expected} tests ran", tally.passed + tally.failed);
-        tally.failed += 1;
+        tally.fail("all tests of the suite run");
     }
     if tally.failed > 0
         && let Ok(text) = fs::read_to_string(output.join("regression.diffs"))

@@ -3,10 +3,12 @@
 use std::fmt;
 
 /// Passed and failed tests.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     pub passed: u64,
     pub failed: u64,
+    /// What failed, as far as the runner named it.
+    pub names: Vec<String>,
 }
 
 impl Tally {
@@ -17,13 +19,26 @@ impl Tally {
         if line.strip_prefix("ok ").is_some_and(numbered) {
             self.passed += 1;
         } else if line.strip_prefix("not ok ").is_some_and(numbered) {
-            self.failed += 1;
+            let words: Vec<&str> = line.split_whitespace().skip(3).collect();
+            let name = words.iter().find(|word| !["-", "+"].contains(word)).unwrap_or(&"a test");
+            self.fail(name);
         }
     }
 
-    /// One line of `cargo test`: `test result: ok. 3 passed; 0 failed; …`.
+    /// One more failure.
+    pub fn fail(&mut self, name: &str) {
+        self.failed += 1;
+        self.names.push(name.to_owned());
+    }
+
+    /// One line of `cargo test`: `test name ... FAILED` or `test result: ok. 3 passed; 0 failed; …`.
     pub fn see_cargo(&mut self, line: &str) {
-        let Some(rest) = line.trim().strip_prefix("test result: ") else { return };
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")) {
+            // Counted by the program's result line.
+            self.names.push(name.to_owned());
+        }
+        let Some(rest) = line.strip_prefix("test result: ") else { return };
         let number_before = |word: &str| {
             let words: Vec<&str> = rest.split([' ', ';']).collect();
             let position = words.iter().position(|candidate| *candidate == word)?;
@@ -37,11 +52,16 @@ impl Tally {
     pub fn add(&mut self, other: Tally) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.names.extend(other.names);
     }
 }
 
+/// The failures, a line each; then `N passed, N failed`.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for name in &self.names {
+            writeln!(f, "failed: {name}")?;
+        }
         write!(f, "{} passed, {} failed", self.passed, self.failed)
     }
 }
@@ -58,9 +78,12 @@ mod tests {
         {
             tally.see_tap(line);
         }
+        tally.see_cargo("test a::b ... FAILED");
         tally.see_cargo("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured");
         tally.see_cargo("test result: ok. 1 passed; 0 failed; 0 ignored");
         tally.see_cargo("test foo ... ok");
-        assert_eq!(tally, Tally { passed: 5, failed: 3 });
+        tally.fail("fuzz x");
+        let text = "failed: boolean\nfailed: a::b\nfailed: fuzz x\n5 passed, 4 failed";
+        assert_eq!(tally.to_string(), text);
     }
 }

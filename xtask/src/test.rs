@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
                 Ok(count) => tally.add(count),
                 Err(error) => {
                     eprintln!("{error:#}");
-                    tally.failed += 1;
+                    tally.fail(what);
                 }
             }
         }
@@ -90,7 +90,7 @@ fn cargo_tests(built: &Built, options: &Options) -> Result<Tally> {
         step("run the tests of all crates", || stream(&mut command, |line| tally.see_cargo(line)))?;
     if !ok && tally.failed == 0 {
         // A test program that did not build or crashed has no count of its own.
-        tally.failed += 1;
+        tally.fail("a test program did not run to its end");
     }
     Ok(tally)
 }

@@ -1,6 +1,5 @@
 //! An installation of shell scripts, to see what the host does with a child of any behaviour.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use pg_launch::PgInstall;
@@ -24,8 +23,7 @@ impl FakeInstall {
         let bin = dir.path().join("bin");
         std::fs::create_dir(&bin).unwrap();
         for (name, text) in [("initdb", initdb), ("postgres", postgres)] {
-            std::fs::write(bin.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
-            std::fs::set_permissions(bin.join(name), PermissionsExt::from_mode(0o755)).unwrap();
+            test_programs::write_program(&bin.join(name), text).unwrap();
         }
         FakeInstall { dir }
     }
