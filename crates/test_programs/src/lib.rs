@@ -32,7 +32,6 @@ pub fn write_program(path: &Path, script: &str) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
