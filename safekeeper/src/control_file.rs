@@ -149,11 +149,21 @@ impl ControlFile {
         let path = dir.join(CONTROL_FILE_NAME);
         let bytes = fs::read(&path).context("read", &path)?;
         let file = ControlFile::decode(&bytes)?;
-        if (file.tenant_id, file.timeline_id) != (tenant_id, timeline_id) {
-            let (tenant_id, timeline_id) = (file.tenant_id, file.timeline_id);
-            return Err(ControlFileError::OtherTimeline { tenant_id, timeline_id });
-        }
+        file.check_identity(tenant_id, timeline_id)?;
         Ok(file)
+    }
+
+    /// Refuses the state of another timeline.
+    pub fn check_identity(
+        &self,
+        tenant_id: TenantId,
+        timeline_id: TimelineId,
+    ) -> Result<(), ControlFileError> {
+        if (self.tenant_id, self.timeline_id) == (tenant_id, timeline_id) {
+            return Ok(());
+        }
+        let (tenant_id, timeline_id) = (self.tenant_id, self.timeline_id);
+        Err(ControlFileError::OtherTimeline { tenant_id, timeline_id })
     }
 }
 

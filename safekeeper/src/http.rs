@@ -10,9 +10,14 @@
 //! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | positions, terms, readers |
 //! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever; `{"dir_existed"}` |
 //! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/membership` | switch the configuration; 409 when older |
+//! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/exclude` | leave: remove it here; `{"dir_existed"}`, 403 for a member |
+//! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/term_bump` | promise a term |
+//! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}/snapshot` | a copy as tar stream ([`crate::copy`]) |
+//! | POST `/v1/pull_timeline` | copy from another safekeeper, or switch the configuration of what is here |
 //! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint` | save late positions, remove WAL, now |
 
 mod error;
+mod membership;
 mod types;
 
 use std::sync::Arc;
@@ -26,14 +31,12 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post, put};
 use pg_types::{NodeId, TenantId, TimelineId};
 use serde_json::json;
-use wal_consensus::membership::MembershipConf;
-use wal_consensus::refusal::Refusal;
 
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
 use crate::timelines::Timelines;
 use error::ApiError;
-use types::{CreateRequest, MembershipResponse, TimelineStatus};
+use types::{CreateRequest, TimelineStatus};
 
 /// Longest request body: the largest request is a membership configuration.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -60,7 +63,11 @@ pub fn router(api: Api) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/tenant/timeline", post(create).get(list))
         .route(timeline, get(detail).delete(delete))
-        .route(&format!("{timeline}/membership"), put(switch_membership))
+        .route(&format!("{timeline}/membership"), put(membership::switch))
+        .route(&format!("{timeline}/exclude"), put(membership::exclude))
+        .route(&format!("{timeline}/term_bump"), post(membership::bump_term))
+        .route(&format!("{timeline}/snapshot"), get(membership::snapshot))
+        .route("/v1/pull_timeline", post(membership::pull))
         .route(&format!("{timeline}/checkpoint"), post(checkpoint))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "no such path"))
         .method_not_allowed_fallback(async || {
@@ -137,40 +144,6 @@ async fn detail(State(api): State<Api>, path: TimelinePath) -> ApiResult<Json<Ti
 async fn delete(State(api): State<Api>, path: TimelinePath) -> ApiResult<impl IntoResponse> {
     let dir_existed = api.timelines.delete(id(path)?).await?;
     Ok(Json(json!({ "dir_existed": dir_existed })))
-}
-
-/// Idempotent, hence PUT (L240); a refused switch answers 409 with both configurations (L241).
-async fn switch_membership(
-    State(api): State<Api>,
-    path: TimelinePath,
-    body: Result<Json<MembershipConf>, JsonRejection>,
-) -> ApiResult<axum::response::Response> {
-    let Json(requested) = body?;
-    let timeline = api.timelines.get(id(path)?)?;
-    let previous_conf = timeline.state().await?.mconf;
-    match timeline.with_core(|core| core.switch_membership(&requested)).await? {
-        Ok(out) => timeline.dispatch(out),
-        Err(refusal) => return refused_switch(refusal),
-    }
-    let progress = timeline.progress();
-    Ok(Json(MembershipResponse {
-        previous_conf,
-        current_conf: timeline.state().await?.mconf,
-        last_log_term: progress.last_log_term,
-        flush_lsn: progress.ladder.flush_lsn,
-    })
-    .into_response())
-}
-
-fn refused_switch(refusal: Refusal) -> ApiResult<axum::response::Response> {
-    let msg = refusal.to_string();
-    let (code, requested, current) = match refusal {
-        Refusal::ConfOlder { requested, current } => ("membership_is_newer", requested, current),
-        Refusal::ConfConflict { requested, current } => ("membership_differs", requested, current),
-        refusal => return Err(refusal.into()),
-    };
-    let body = json!({ "code": code, "msg": msg, "requested": requested, "current": current });
-    Ok((StatusCode::CONFLICT, Json(body)).into_response())
 }
 
 async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {

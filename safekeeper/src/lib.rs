@@ -4,6 +4,7 @@
 pub mod command;
 pub mod config;
 pub mod control_file;
+pub mod copy;
 pub mod durable;
 pub mod feedback;
 pub mod http;

@@ -5,7 +5,7 @@ pub mod core;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use pg_types::{Lsn, NodeId, TenantId, TimelineId};
@@ -18,7 +18,7 @@ use wal_consensus::command::{AcceptorIdentity, AcceptorState, ConnId};
 use crate::feedback::Feedback;
 use crate::metrics::Metrics;
 use crate::wal_storage::WalReader;
-use core::{Broken, Core, Outgoing, Progress};
+use core::{Broken, CopyState, Core, Outgoing, Progress};
 
 /// Messages for a proposer that are caused by *other* connections: few, so a full queue means that nobody reads.
 const LINK_QUEUE: usize = 16;
@@ -64,6 +64,8 @@ pub struct Timeline {
     /// Connected proposers.
     links: Mutex<HashMap<ConnId, mpsc::Sender<Outgoing>>>,
     next_conn: AtomicU64,
+    /// Copies being made of it.
+    copies: AtomicUsize,
     /// Ends everything that works on this timeline.
     cancel: CancellationToken,
     tasks: TaskTracker,
@@ -76,6 +78,23 @@ pub struct Link {
     pub conn: ConnId,
     /// What other connections' messages cause for it.
     pub events: mpsc::Receiver<Outgoing>,
+}
+
+/// As long as it lives, no WAL is removed.
+#[derive(Debug)]
+pub struct CopyGuard<'a>(&'a AtomicUsize);
+
+impl CopyGuard<'_> {
+    fn new(copies: &AtomicUsize) -> CopyGuard<'_> {
+        copies.fetch_add(1, Ordering::SeqCst);
+        CopyGuard(copies)
+    }
+}
+
+impl Drop for CopyGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A panic half-way leaves consensus ahead of the disk, like an error does.
@@ -113,6 +132,7 @@ impl Timeline {
             broken: OnceLock::new(),
             links: Mutex::default(),
             next_conn: AtomicU64::new(1),
+            copies: AtomicUsize::new(0),
             cancel,
             tasks: TaskTracker::new(),
         })
@@ -263,6 +283,22 @@ impl Timeline {
     /// Saves late positions, removes WAL that is not needed.
     pub async fn maintain(&self) -> Result<(), TimelineError> {
         let remote_consistent_lsn = self.feedback.remote_consistent_lsn();
-        self.with_core(|core| core.maintain(remote_consistent_lsn)).await
+        // Looked at under the lock of the core: who begins a copy takes its state after this, or is seen here.
+        let work = |core: &mut Core| {
+            let may_remove = self.copies.load(Ordering::SeqCst) == 0;
+            core.maintain(remote_consistent_lsn, may_remove)
+        };
+        self.with_core(work).await
+    }
+
+    /// Begins a copy: the state it begins with, and a guard that keeps WAL from being removed meanwhile.
+    pub async fn begin_copy(&self) -> Result<(CopyState, CopyGuard<'_>), TimelineError> {
+        let guard = CopyGuard::new(&self.copies);
+        Ok((self.copy_state().await?, guard))
+    }
+
+    /// The state a copy would begin with now.
+    pub async fn copy_state(&self) -> Result<CopyState, TimelineError> {
+        self.with_core(|core| Ok(core.copy_state())).await
     }
 }

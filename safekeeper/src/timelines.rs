@@ -1,21 +1,26 @@
-//! All timelines of this safekeeper: loading, creation, deletion.
+//! All timelines of this safekeeper: loading, creation, copying from others, deletion.
 //!
 //! ```text
 //! DATA_DIR/safekeeper.id                      number of the safekeeper this directory belongs to
 //! DATA_DIR/TENANT/TIMELINE/                   safekeeper.control and WAL segments
-//! DATA_DIR/TENANT/TIMELINE.deleted            tombstone: never again
+//! DATA_DIR/TENANT/TIMELINE.deleted            tombstone: never again, or not in an old membership
 //! DATA_DIR/TENANT/TIMELINE.tmp/               under construction or destruction; removed at load
 //! ```
+
+mod exclude;
+mod pull;
+mod tombstone;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use pg_types::{Lsn, NodeId};
+use pg_types::{Generation, Lsn, NodeId};
 use tokio_util::sync::CancellationToken;
 use wal_consensus::command::AcceptorState;
 use wal_consensus::membership::{MembershipConf, MembershipError};
+use wal_consensus::refusal::Refusal;
 use wal_consensus::term_history::{TermHistory, TermHistoryError};
 
 use crate::control_file::{ControlFile, ControlFileError};
@@ -24,7 +29,8 @@ use crate::metrics::Metrics;
 use crate::timeline::core::Broken;
 use crate::timeline::{TenantTimelineId, Timeline, TimelineError};
 
-const TOMBSTONE_SUFFIX: &str = ".deleted";
+pub use pull::PullTimeline;
+use tombstone::Tombstone;
 
 /// A request to create a timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +68,32 @@ pub enum TimelinesError {
         /// Where it begins.
         start_lsn: Lsn,
     },
+    /// It left with a membership configuration that is not older than the wanted one.
+    #[error(
+        "timeline {id} left this safekeeper in membership generation {left}, wanted is generation {wanted}"
+    )]
+    Excluded {
+        /// Which.
+        id: TenantTimelineId,
+        /// Generation of the configuration that did not name this safekeeper.
+        left: Generation,
+        /// Generation of the request.
+        wanted: Generation,
+    },
+    /// It cannot leave: the configuration names this safekeeper.
+    #[error("membership configuration {mconf} names this safekeeper, {node_id}")]
+    StillMember {
+        /// This safekeeper.
+        node_id: NodeId,
+        /// The configuration of the request.
+        mconf: MembershipConf,
+    },
+    /// The membership configuration of the request cannot be taken.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be copied from another safekeeper.
+    #[error("could not pull the timeline: {0}")]
+    Pull(String),
     /// The request makes no sense.
     #[error("{0}")]
     BadRequest(String),
@@ -152,7 +184,7 @@ impl Timelines {
     }
 
     fn load_one(&self, id: TenantTimelineId) -> Result<(), TimelinesError> {
-        if self.tombstone(id).exists() {
+        if self.is_dead(id)? {
             // The process died between the tombstone and the removal.
             durable::remove_dir_all(&self.dir(id))?;
             return Ok(());
@@ -177,9 +209,19 @@ impl Timelines {
         self.data_dir.join(id.tenant_id.to_string()).join(id.timeline_id.to_string())
     }
 
-    fn tombstone(&self, id: TenantTimelineId) -> PathBuf {
-        let name = format!("{}{TOMBSTONE_SUFFIX}", id.timeline_id);
-        self.data_dir.join(id.tenant_id.to_string()).join(name)
+    /// Whether a tombstone says that the directory of a timeline is rubbish. One that came back in a newer membership
+    /// generation is not.
+    fn is_dead(&self, id: TenantTimelineId) -> Result<bool, TimelinesError> {
+        Ok(match self.tombstone(id)? {
+            None => false,
+            Some(Tombstone::Deleted) => true,
+            Some(tombstone) => {
+                let (dir, TenantTimelineId { tenant_id, timeline_id }) = (self.dir(id), id);
+                // What cannot be read is kept, and quarantined with its reason.
+                ControlFile::load(&dir, tenant_id, timeline_id)
+                    .is_ok_and(|control| !tombstone.allows(control.acceptor_state.mconf.generation))
+            }
+        })
     }
 
     fn insert(&self, id: TenantTimelineId, entry: Entry) {
@@ -252,9 +294,7 @@ impl Timelines {
     /// The directory appears whole or not at all.
     fn create_files(&self, request: &CreateTimeline) -> Result<Timeline, TimelinesError> {
         let id = request.id;
-        if self.tombstone(id).exists() {
-            return Err(TimelinesError::Deleted(id));
-        }
+        self.check_tombstone(id, request.mconf.generation)?;
         let control = initial_control_file(request)?;
         let dir = self.dir(id);
         let under_construction = durable::temporary_beside(&dir);
@@ -273,10 +313,28 @@ impl Timelines {
         let _alone = self.changes.lock().await;
         let entry = self.entries().get(&id).cloned();
         if entry.is_none() {
-            let tombstoned = self.tombstone(id).exists();
-            return if tombstoned { Ok(false) } else { Err(TimelinesError::NotFound(id)) };
+            return match self.tombstone(id)? {
+                Some(Tombstone::Deleted) => Ok(false),
+                // It may come back here no more.
+                Some(Tombstone::Excluded { .. }) => {
+                    self.bury(id, Tombstone::Deleted)?;
+                    Ok(false)
+                }
+                None => Err(TimelinesError::NotFound(id)),
+            };
         }
-        durable::replace(&self.tombstone(id), b"")?;
+        self.bury(id, Tombstone::Deleted)?;
+        let existed = self.remove(id, entry).await?;
+        tracing::info!(ttid = %id, "timeline deleted");
+        Ok(existed)
+    }
+
+    /// Ends a timeline that has its tombstone, and removes its files.
+    async fn remove(
+        self: &Arc<Timelines>,
+        id: TenantTimelineId,
+        entry: Option<Entry>,
+    ) -> Result<bool, TimelinesError> {
         if let Some(Entry::Loaded(timeline)) = &entry {
             timeline.stop().await;
         }
@@ -286,7 +344,6 @@ impl Timelines {
                 |error| TimelinesError::BadRequest(format!("removal was aborted: {error}")),
             )??;
         self.entries.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
-        tracing::info!(ttid = %id, "timeline deleted");
         Ok(existed)
     }
 }

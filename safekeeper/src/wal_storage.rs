@@ -212,6 +212,13 @@ fn decoder_at(end: EndOfWal) -> WalStream {
     }
 }
 
+/// Where a copied segment belongs in `dir`, by its name without suffix; `None` when the name is not a segment's.
+pub fn segment_path_for_copy(dir: &Path, name: &str, unfinished: bool) -> Option<PathBuf> {
+    let segno = segment::parse_name(name).filter(|_| !name.contains('.'))?;
+    let path = if unfinished { segment::partial_path } else { segment::complete_path };
+    Some(path(dir, segno))
+}
+
 /// First position of the oldest segment in `dir`; `None` when there is no WAL.
 pub fn oldest_wal(dir: &Path) -> Result<Option<Lsn>, FileError> {
     Ok(segment::numbers(dir)?.first().copied().map(segment_start))

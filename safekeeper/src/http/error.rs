@@ -5,6 +5,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use wal_consensus::membership::MembershipConf;
 use wal_consensus::refusal::Refusal;
 
 use crate::timeline::TimelineError;
@@ -14,6 +15,10 @@ use crate::timelines::TimelinesError;
 struct ErrorBody {
     code: &'static str,
     msg: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requested: Option<Box<MembershipConf>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current: Option<Box<MembershipConf>>,
 }
 
 /// An error with its status.
@@ -25,7 +30,10 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, msg: impl Into<String>) -> ApiError {
-        ApiError { status, body: ErrorBody { code, msg: msg.into() } }
+        ApiError {
+            status,
+            body: ErrorBody { code, msg: msg.into(), requested: None, current: None },
+        }
     }
 }
 
@@ -41,15 +49,23 @@ impl IntoResponse for ApiError {
 impl From<TimelinesError> for ApiError {
     fn from(error: TimelinesError) -> ApiError {
         use TimelinesError as E;
+        let error = match error {
+            E::Refused(refusal) => return refusal.into(),
+            other => other,
+        };
         let (status, code) = match &error {
             E::NotFound(_) => (StatusCode::NOT_FOUND, "timeline_not_found"),
             E::Deleted(_) => (StatusCode::GONE, "timeline_deleted"),
             E::Exists { .. } => (StatusCode::CONFLICT, "timeline_exists"),
+            E::Excluded { .. } => (StatusCode::CONFLICT, "timeline_has_left"),
+            E::StillMember { .. } => (StatusCode::FORBIDDEN, "still_a_member"),
+            E::Pull(_) => (StatusCode::BAD_GATEWAY, "pull_failed"),
             E::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             E::Timeline(TimelineError::Stopping) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             E::Timeline(TimelineError::Quarantined(_)) | E::Broken(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "timeline_quarantined")
             }
+            E::Refused(_) => (StatusCode::CONFLICT, "refused"),
             E::File(_) | E::ControlFile(_) | E::OtherSafekeeper { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
             }
@@ -64,14 +80,23 @@ impl From<TimelineError> for ApiError {
     }
 }
 
+/// A refused configuration answers 409 with both (L241).
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> ApiError {
-        let (status, code) = match &refusal {
-            Refusal::NotMember { .. } => (StatusCode::FORBIDDEN, "not_a_member"),
-            Refusal::Membership(_) => (StatusCode::BAD_REQUEST, "bad_request"),
-            _ => (StatusCode::CONFLICT, "refused"),
+        let msg = refusal.to_string();
+        let (status, code, confs) = match refusal {
+            Refusal::NotMember { .. } => (StatusCode::FORBIDDEN, "not_a_member", None),
+            Refusal::Membership(_) => (StatusCode::BAD_REQUEST, "bad_request", None),
+            Refusal::ConfOlder { requested, current } => {
+                (StatusCode::CONFLICT, "membership_is_newer", Some((requested, current)))
+            }
+            Refusal::ConfConflict { requested, current } => {
+                (StatusCode::CONFLICT, "membership_differs", Some((requested, current)))
+            }
+            _ => (StatusCode::CONFLICT, "refused", None),
         };
-        ApiError::new(status, code, refusal.to_string())
+        let (requested, current) = confs.unzip();
+        ApiError { status, body: ErrorBody { code, msg, requested, current } }
     }
 }
 

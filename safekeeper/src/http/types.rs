@@ -6,7 +6,7 @@ use wal_consensus::membership::MembershipConf;
 use wal_consensus::term_history::TermHistory;
 
 use crate::timeline::{TenantTimelineId, Timeline, TimelineError};
-use crate::timelines::CreateTimeline;
+use crate::timelines::{CreateTimeline, PullTimeline};
 
 /// Body of a creation.
 #[derive(Debug, Deserialize)]
@@ -138,11 +138,42 @@ impl TimelineStatus {
     }
 }
 
-/// Answer to a membership switch.
+/// Body of a request for a copy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PullRequest {
+    tenant_id: TenantId,
+    timeline_id: TimelineId,
+    http_hosts: Vec<String>,
+    mconf: MembershipConf,
+}
+
+impl From<PullRequest> for PullTimeline {
+    fn from(request: PullRequest) -> PullTimeline {
+        let PullRequest { tenant_id, timeline_id, http_hosts, mconf } = request;
+        PullTimeline { id: TenantTimelineId { tenant_id, timeline_id }, http_hosts, mconf }
+    }
+}
+
+/// Body of a promise.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TermBumpRequest {
+    /// The term; the one after the current one when left out.
+    #[serde(default)]
+    pub(super) term: Option<Term>,
+}
+
+/// Answer to everything about membership: where this safekeeper stands now.
 #[derive(Debug, Serialize)]
 pub(super) struct MembershipResponse {
     pub(super) previous_conf: MembershipConf,
     pub(super) current_conf: MembershipConf,
+    pub(super) previous_term: Term,
+    pub(super) term: Term,
     pub(super) last_log_term: Term,
     pub(super) flush_lsn: Lsn,
+    /// From whom the timeline was copied, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) safekeeper_host: Option<String>,
 }

@@ -86,6 +86,26 @@ pub struct Progress {
     pub last_log_term: Term,
 }
 
+/// A timeline at one moment, without its WAL.
+#[derive(Debug, Clone)]
+pub struct CopyState {
+    /// What would be saved now.
+    pub control: ControlFile,
+    /// End of the log.
+    pub flush_lsn: Lsn,
+    /// Term of the last WAL in the log.
+    pub last_log_term: Term,
+}
+
+impl CopyState {
+    /// Whether the log was not cut between this moment and a later one: the bytes of the one belong to the history of
+    /// the other. The acceptor cuts the log only together with a new history.
+    pub fn continues_in(&self, later: &CopyState) -> bool {
+        let history = |state: &CopyState| state.control.acceptor_state.term_history.clone();
+        history(self) == history(later) && self.flush_lsn <= later.flush_lsn
+    }
+}
+
 /// One timeline: consensus, WAL and control file. Used by one task at a time.
 #[derive(Debug)]
 pub struct Core {
@@ -97,6 +117,8 @@ pub struct Core {
     metrics: Metrics,
     /// Written bytes wait for a flush.
     flush_wanted: bool,
+    /// No segment below this number is there any more; 0 while nobody has looked.
+    removed_below: u64,
     out: Vec<Outgoing>,
 }
 
@@ -114,7 +136,8 @@ impl Core {
         let acceptor = Acceptor::new(identity, state.clone(), end.flush_lsn)?;
         let wal = WalStorage::new(dir, end);
         let (dir, flush_wanted, out) = (dir.to_owned(), false, Vec::new());
-        Ok(Core { dir, acceptor, wal, control, metrics, flush_wanted, out })
+        let removed_below = 0;
+        Ok(Core { dir, acceptor, wal, control, metrics, flush_wanted, removed_below, out })
     }
 
     /// Takes messages that arrived over one connection, in their order, with at most one flush for all of them, and
@@ -181,12 +204,28 @@ impl Core {
         }
     }
 
-    /// Saves what may be saved late, and removes WAL that nobody needs according to what is saved.
-    pub fn maintain(&mut self, remote_consistent_lsn: Lsn) -> Result<(), Broken> {
+    /// Promises a term ([`AcceptorInput::RaiseTerm`]).
+    pub fn raise_term(&mut self, term: Term) -> Result<Vec<Outgoing>, Broken> {
+        self.step(AcceptorInput::RaiseTerm { term })?;
+        Ok(std::mem::take(&mut self.out))
+    }
+
+    /// The state that a copy of this timeline begins with, and the end of its log.
+    pub fn copy_state(&self) -> CopyState {
+        let acceptor_state = self.acceptor.state().clone();
+        CopyState {
+            control: ControlFile { acceptor_state, ..self.control.clone() },
+            flush_lsn: self.acceptor.ladder().flush_lsn,
+            last_log_term: self.acceptor.last_log_term(),
+        }
+    }
+
+    /// Saves what may be saved late, and removes WAL that nobody needs according to what is saved, unless it is being
+    /// copied.
+    pub fn maintain(&mut self, remote_consistent_lsn: Lsn, may_remove: bool) -> Result<(), Broken> {
         // Nobody can be consistent with WAL that is not committed.
         let remote = remote_consistent_lsn.min(self.acceptor.ladder().commit_lsn);
         let moved = self.control.remote_consistent_lsn < remote;
-        let horizon_before = self.control.removal_horizon();
         self.control.remote_consistent_lsn = self.control.remote_consistent_lsn.max(remote);
         let commit_before = self.control.acceptor_state.commit_lsn;
         self.step(AcceptorInput::SaveState)?;
@@ -194,10 +233,11 @@ impl Core {
             self.save_control()?;
         }
         let horizon = self.control.removal_horizon();
-        if pg_types::xlog::segment_number(horizon_before) < pg_types::xlog::segment_number(horizon)
-        {
+        let first_needed = pg_types::xlog::segment_number(horizon);
+        if may_remove && self.removed_below < first_needed {
             let removed = blocking(|| self.wal.remove_below(horizon))?;
             self.metrics.removed_segments.inc_by(removed);
+            self.removed_below = first_needed;
         }
         Ok(())
     }

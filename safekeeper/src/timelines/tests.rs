@@ -67,7 +67,8 @@ async fn a_crash_between_tombstone_and_removal_is_finished_at_load() {
     let dir = tempfile::tempdir().unwrap();
     let timelines = load(dir.path()).unwrap();
     timelines.create(request(2)).await.unwrap();
-    let (files, tombstone) = (timelines.dir(request(2).id), timelines.tombstone(request(2).id));
+    let (files, tombstone) =
+        (timelines.dir(request(2).id), timelines.tombstone_path(request(2).id));
     drop(timelines);
     fs::write(&tombstone, b"").unwrap();
     fs::create_dir(durable::temporary_beside(&files)).unwrap();

@@ -31,6 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A safekeeper process and its directory.
 pub struct Node {
     dir: tempfile::TempDir,
+    id: u64,
     settings: String,
     process: Option<Child>,
     log: Arc<Mutex<String>>,
@@ -49,11 +50,17 @@ pub fn fails_with(settings: &str) -> String {
 }
 
 impl Node {
-    /// Starts one with additional settings.
+    /// Starts number 1 with additional settings.
     pub fn start(settings: &str) -> Node {
+        Node::start_number(1, settings)
+    }
+
+    /// Starts one of several.
+    pub fn start_number(id: u64, settings: &str) -> Node {
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut node = Node {
             dir: tempfile::tempdir().unwrap(),
+            id,
             settings: settings.to_owned(),
             process: None,
             log: Arc::default(),
@@ -67,7 +74,8 @@ impl Node {
     /// Settings that name its directory.
     pub fn config_text(&self) -> String {
         format!(
-            "id = 1\ndata_dir = '{}'\nlisten_pg_addr = '127.0.0.1:0'\nlisten_http_addr = '127.0.0.1:0'\n{}",
+            "id = {}\ndata_dir = '{}'\nlisten_pg_addr = '127.0.0.1:0'\nlisten_http_addr = '127.0.0.1:0'\n{}",
+            self.id,
             self.dir.path().join("data").display(),
             self.settings
         )
