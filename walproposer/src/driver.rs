@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 
 use pg_types::{Lsn, Term};
-use pg_wire::client::ConnectParams;
+use pg_wire::client::Endpoint;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, sleep_until};
+use wal_consensus::membership::MembershipConf;
 use wal_consensus::message::{AcceptorMessage, AppendHeader};
 use wal_consensus::proposer::{
     LostReason, Proposer, ProposerCommand, ProposerConfig, ProposerInput, SkId,
 };
 
+use crate::config::{Config, ConfigError};
 use crate::fetch::{FetchOrder, fetch};
 use crate::limits::{
     EVENTS_PER_TURN, GOODBYE_MAX, HEARTBEAT_INTERVAL, TELL_COMMIT_PAUSE, WINDOW_BYTES_MAX,
 };
-use crate::link::{Event, LinkSender, keep_connected};
+use crate::link::{Event, LinkSender};
 use crate::progress::StorageProgress;
+use crate::safekeepers::Safekeepers;
 use crate::term_file::{TermFile, TermFileError};
 use crate::window::{GapError, Window};
 
@@ -60,7 +63,9 @@ struct Fetch {
 /// See the module's description.
 pub(crate) struct Driver {
     proposer: Proposer,
-    safekeepers: Vec<ConnectParams>,
+    safekeepers: Safekeepers,
+    /// The newest configuration that is known.
+    mconf: MembershipConf,
     links: BTreeMap<SkId, Link>,
     fetches: BTreeMap<SkId, Fetch>,
     fetch_count: u64,
@@ -73,26 +78,25 @@ pub(crate) struct Driver {
     heartbeat: Interval,
     /// When [`ProposerInput::TellCommit`] is due.
     tell_commit_at: Option<Instant>,
-    /// The connections; they end with the driver.
-    _tasks: JoinSet<()>,
 }
 
 impl Driver {
     /// Connects to the safekeepers and begins a campaign. With a term file, terms are remembered there.
+    ///
+    /// # Errors
+    /// When the configuration is wrong.
     pub(crate) fn start(
-        config: ProposerConfig,
-        safekeepers: Vec<ConnectParams>,
+        config: &Config,
+        proposer: ProposerConfig,
         term_file: Option<TermFile>,
-    ) -> Driver {
+    ) -> Result<Driver, ConfigError> {
         let (events_sender, events) = mpsc::channel(EVENTS_MAX);
-        let mut tasks = JoinSet::new();
-        for (index, params) in safekeepers.iter().enumerate() {
-            tasks.spawn(keep_connected(SkId(index), params.clone(), events_sender.clone()));
-        }
+        let safekeepers = Safekeepers::connect(config, events_sender.clone())?;
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Driver {
-            proposer: Proposer::new(config),
+        Ok(Driver {
+            mconf: proposer.mconf.clone(),
+            proposer: Proposer::new(proposer),
             safekeepers,
             links: BTreeMap::new(),
             fetches: BTreeMap::new(),
@@ -105,12 +109,13 @@ impl Driver {
             events_sender,
             heartbeat,
             tell_commit_at: None,
-            _tasks: tasks,
-        }
+        })
     }
 
-    /// Begins another campaign; everybody is met anew.
-    pub(crate) fn restart(&mut self, config: ProposerConfig) {
+    /// Begins another campaign, with the newest membership that is known; everybody is met anew.
+    pub(crate) fn restart(&mut self, mut config: ProposerConfig) {
+        config.safekeepers = self.safekeepers.count();
+        config.mconf = self.mconf.clone();
         self.links.clear();
         self.fetches.clear();
         self.window = Window::default();
@@ -307,10 +312,7 @@ impl Driver {
         Ok(())
     }
 
-    fn execute(
-        &mut self,
-        command: ProposerCommand,
-    ) -> Result<Option<ProposerInput>, TermFileError> {
+    fn execute(&mut self, command: ProposerCommand) -> Result<Vec<ProposerInput>, TermFileError> {
         match command {
             ProposerCommand::RecordCampaign { term } => {
                 tracing::info!(%term, "campaigning");
@@ -329,7 +331,7 @@ impl Driver {
                 }
             }
             ProposerCommand::Elected { term, term_start_lsn, donor } => {
-                let donor = self.safekeepers.get(donor.0).map(|sk| sk.endpoint().to_string());
+                let donor = self.address(donor);
                 tracing::info!(%term, %term_start_lsn, donor, "elected");
                 self.window = Window::at(term_start_lsn);
                 self.milestones.elected = Some(term_start_lsn);
@@ -339,9 +341,11 @@ impl Driver {
                     link.sender.send(&message);
                 }
             }
-            ProposerCommand::Append { sk, header } => return Ok(self.append(sk, &header)),
+            ProposerCommand::Append { sk, header } => {
+                return Ok(self.append(sk, &header).into_iter().collect());
+            }
             ProposerCommand::FetchWal { sk, begin_lsn, end_lsn, donor } => {
-                return Ok(self.fetch(sk, begin_lsn, end_lsn, donor));
+                return Ok(self.fetch(sk, begin_lsn, end_lsn, donor).into_iter().collect());
             }
             ProposerCommand::CommitAdvanced { commit_lsn } => {
                 tracing::trace!(%commit_lsn, "commit");
@@ -350,17 +354,40 @@ impl Driver {
             }
             ProposerCommand::ConfAdopted { mconf } => {
                 tracing::info!(%mconf, "membership configuration adopted");
+                return Ok(self.follow(*mconf));
             }
             ProposerCommand::Synced { end_lsn } => self.milestones.synced = Some(end_lsn),
             ProposerCommand::Reconnect { sk, fault } => {
-                let endpoint = self.safekeepers.get(sk.0).map(|sk| sk.endpoint().to_string());
+                let endpoint = self.address(sk);
                 tracing::warn!(safekeeper = endpoint, %fault, "giving up a connection");
                 self.links.remove(&sk);
                 self.fetches.remove(&sk);
             }
-            ProposerCommand::Lost { reason } => self.milestones.lost = Some(reason),
+            ProposerCommand::Lost { reason } => {
+                if let LostReason::ConfChanged { mconf, .. } = &reason {
+                    // The next campaign begins with it; this one hears nothing any more.
+                    self.follow(MembershipConf::clone(mconf));
+                }
+                self.milestones.lost = Some(reason);
+            }
         }
-        Ok(None)
+        Ok(Vec::new())
+    }
+
+    /// Connects to the members of a newer configuration, and gives up who is none any more.
+    fn follow(&mut self, mconf: MembershipConf) -> Vec<ProposerInput> {
+        let gone = self.safekeepers.follow(&mconf);
+        self.mconf = mconf;
+        let gone = gone.into_iter().map(|sk| {
+            self.links.remove(&sk);
+            self.fetches.remove(&sk);
+            ProposerInput::Disconnected { sk }
+        });
+        gone.collect()
+    }
+
+    fn address(&self, sk: SkId) -> Option<String> {
+        self.safekeepers.get(sk).map(|params| params.endpoint()).map(Endpoint::to_string)
     }
 
     fn append(&mut self, sk: SkId, header: &AppendHeader) -> Option<ProposerInput> {
@@ -398,7 +425,7 @@ impl Driver {
         end_lsn: Lsn,
         donor: Option<SkId>,
     ) -> Option<ProposerInput> {
-        let donor = donor.and_then(|donor| self.safekeepers.get(donor.0).cloned());
+        let donor = donor.and_then(|donor| self.safekeepers.get(donor).cloned());
         let Some(donor) = donor else {
             if begin_lsn < self.proposer.commit_lsn() {
                 return Some(ProposerInput::FetchFailed { sk });

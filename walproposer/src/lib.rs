@@ -12,6 +12,7 @@ mod link;
 mod outcome;
 mod progress;
 mod run;
+mod safekeepers;
 mod sync;
 mod term_file;
 mod window;

@@ -92,9 +92,15 @@ pub(crate) fn safekeeper_params(config: &Config, endpoint: &Endpoint) -> Connect
 }
 
 /// Connects for as long as anybody listens to the events.
-pub(crate) async fn keep_connected(sk: SkId, params: ConnectParams, events: mpsc::Sender<Event>) {
+/// Connections are numbered from `first` on.
+pub(crate) async fn keep_connected(
+    sk: SkId,
+    first: u64,
+    params: ConnectParams,
+    events: mpsc::Sender<Event>,
+) {
     let mut backoff = Backoff::new();
-    for conn in 0.. {
+    for conn in first.. {
         let task = LinkTask { sk, conn, events: &events };
         if let Err(error) = task.serve(&params, &mut backoff).await {
             tracing::info!(safekeeper = %params.endpoint(), %error, "safekeeper connection");

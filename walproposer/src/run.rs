@@ -11,7 +11,6 @@ use crate::config::{ComputeConfig, Config, ConfigError};
 use crate::driver::{Driver, Milestones};
 use crate::feedback::{FEEDBACK_FILE_NAME, FeedbackFile};
 use crate::limits::OUTVOTED_PAUSE;
-use crate::link::safekeeper_params;
 use crate::outcome::{Outcome, Verdict, WalproposerError, judge};
 use crate::sync::wal_segment_size;
 use crate::term_file::TermFile;
@@ -69,8 +68,6 @@ impl<'a> Reign<'a> {
         term_file: TermFile,
         feedback: FeedbackFile,
     ) -> Result<Reign<'a>, WalproposerError> {
-        let endpoints = config.endpoints()?;
-        let params = endpoints.iter().map(|endpoint| safekeeper_params(config, endpoint)).collect();
         let terms = term_file.terms().clone();
         let proposer = proposer_config(
             config,
@@ -82,7 +79,7 @@ impl<'a> Reign<'a> {
             config,
             compute,
             identity,
-            driver: Driver::start(proposer, params, Some(term_file)),
+            driver: Driver::start(config, proposer, Some(term_file))?,
             stream: ComputeStream::new(compute.clone(), identity),
             feedback,
             backoff: Backoff::new(),

@@ -7,7 +7,6 @@ use wal_consensus::proposer::{ProposerConfig, ProposerMode};
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::driver::Driver;
-use crate::link::safekeeper_params;
 use crate::outcome::{Verdict, WalproposerError, judge};
 
 /// Wins an election, brings a quorum level and returns the end of the log: the position for the basebackup of the next
@@ -18,10 +17,8 @@ use crate::outcome::{Verdict, WalproposerError, judge};
 /// # Errors
 /// When the configuration is wrong, when the timeline is empty and its beginning unknown, or when cancelled.
 pub async fn sync(config: &Config, shutdown: CancellationToken) -> Result<Lsn, WalproposerError> {
-    let endpoints = config.endpoints()?;
-    let params = endpoints.iter().map(|endpoint| safekeeper_params(config, endpoint)).collect();
     let mut min_term = Term(0);
-    let mut driver = Driver::start(proposer_config(config, min_term), params, None);
+    let mut driver = Driver::start(config, proposer_config(config, min_term), None)?;
     let mut backoff = Backoff::new();
     loop {
         tokio::select! {
