@@ -22,7 +22,7 @@ pub use crate::config::{Config, ConfigError, SUPERUSER, SafekeeperAddress};
 pub use crate::orphan::end_orphan;
 pub use crate::status::{ComputeState, ComputeStatus, Timing};
 pub use crate::supervise::SuperviseError;
-pub use crate::walproposer::{WalproposerExit, run_walproposer};
+pub use crate::walproposer::{WalproposerExit, run_walproposer, update_safekeepers};
 
 use crate::status::Stopwatch;
 use crate::supervise::WalproposerCommand;

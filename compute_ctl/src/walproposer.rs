@@ -32,13 +32,39 @@ pub async fn sync(config: &Config, shutdown: CancellationToken) -> Result<Lsn, W
     walproposer::sync(&configuration(config, None), shutdown).await
 }
 
+fn configuration_path(config: &Config) -> PathBuf {
+    config.status_file.with_file_name("walproposer.toml")
+}
+
 /// Writes the configuration of this compute's walproposer beside the status file; its path.
 pub fn write_configuration(config: &Config, start_lsn: Lsn) -> std::io::Result<PathBuf> {
-    let path = config.status_file.with_file_name("walproposer.toml");
-    let text =
-        toml::to_string(&configuration(config, Some(start_lsn))).map_err(std::io::Error::other)?;
-    std::fs::write(&path, text)?;
+    let path = configuration_path(config);
+    replace_toml(&path, &configuration(config, Some(start_lsn)))?;
     Ok(path)
+}
+
+/// Gives a running compute's walproposer other safekeepers to begin with, should it have to start again. The one that runs
+/// learns of them by itself.
+///
+/// # Errors
+/// When the file cannot be written; one that is not there is not missed.
+pub fn update_safekeepers(config: &Config) -> std::io::Result<()> {
+    let path = configuration_path(config);
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        result => result?,
+    };
+    let mut written: walproposer::Config = toml::from_str(&text).map_err(std::io::Error::other)?;
+    written.safekeepers = configuration(config, None).safekeepers;
+    replace_toml(&path, &written)
+}
+
+/// Whoever reads the file sees the old or the new one. It means nothing after a crash of the machine.
+fn replace_toml(path: &Path, config: &walproposer::Config) -> std::io::Result<()> {
+    let text = toml::to_string(config).map_err(std::io::Error::other)?;
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, path)
 }
 
 /// Runs a walproposer on a file of [`write_configuration`]'s, as a process of its own.

@@ -60,9 +60,8 @@ pub enum Command {
     /// Run a page server in the foreground.
     #[command(hide = true)]
     Pageserver(ServiceArgs),
-    /// Run a safekeeper in the foreground.
-    #[command(hide = true)]
-    Safekeeper(ServiceArgs),
+    /// Safekeepers: keep the WAL; a commit is on a majority of them.
+    Safekeeper(SafekeeperArgs),
     /// Run a walproposer in the foreground.
     #[command(hide = true)]
     Walproposer(ServiceArgs),
@@ -98,6 +97,35 @@ pub struct ServiceArgs {
     /// Configuration file.
     #[arg(short, long)]
     pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct SafekeeperArgs {
+    #[command(subcommand)]
+    pub command: Option<SafekeeperCommand>,
+    /// Run a safekeeper in the foreground, with this configuration file.
+    #[arg(short, long, hide = true)]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SafekeeperCommand {
+    /// List the safekeepers.
+    List,
+    /// Show where each safekeeper stands in each branch.
+    Status,
+    /// Add safekeepers and bring every branch to them, while computes run.
+    Add {
+        /// How many.
+        #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..=8))]
+        count: u16,
+    },
+    /// Take every branch from a safekeeper, while computes run, and remove it. It may be down.
+    Remove {
+        /// Its number.
+        id: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -130,6 +130,9 @@ fn write_config(environment: &Environment, endpoint: &Endpoint) -> Result<PathBu
 fn compute_config(environment: &Environment, endpoint: &Endpoint) -> compute_ctl::Config {
     let dir = environment.endpoint_dir(&endpoint.name);
     let description = &environment.description;
+    let branch = description.branches.iter().find(|b| b.timeline_id == endpoint.timeline_id);
+    let members = branch.map(|branch| environment.safekeepers_of(branch)).unwrap_or_default();
+    let members = members.into_iter();
     compute_ctl::Config {
         endpoint_id: endpoint.name.clone(),
         tenant_id: endpoint.tenant_id,
@@ -140,16 +143,27 @@ fn compute_config(environment: &Environment, endpoint: &Endpoint) -> compute_ctl
         postgres_log: dir.join("postgres.log"),
         port: endpoint.port,
         pageserver: format!("127.0.0.1:{}", description.pageserver.pg_port),
-        safekeepers: description
-            .safekeepers
-            .iter()
-            .map(|node| compute_ctl::SafekeeperAddress {
-                id: node.id,
-                address: format!("127.0.0.1:{}", node.pg_port),
-            })
+        safekeepers: members
+            .map(|node| compute_ctl::SafekeeperAddress { id: node.id, address: node.address() })
             .collect(),
         settings: endpoint.settings.clone(),
     }
+}
+
+/// Tells the computes of a branch that run which safekeepers it has, in case their walproposers have to start again when
+/// nobody that they knew is a member any more.
+pub fn update_safekeepers(environment: &Environment, timeline_id: TimelineId) -> Result<()> {
+    for endpoint in environment.endpoints()? {
+        if endpoint.timeline_id == timeline_id
+            && service(environment, &endpoint.name).running_pid()?.is_some()
+        {
+            let config = compute_config(environment, &endpoint);
+            let dir = environment.endpoint_dir(&endpoint.name);
+            compute_ctl::update_safekeepers(&config)
+                .doing("update the walproposer's file in", &dir)?;
+        }
+    }
+    Ok(())
 }
 
 /// Stops an endpoint that runs.

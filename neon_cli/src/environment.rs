@@ -14,10 +14,15 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use pg_types::{Lsn, NodeId, TenantId, TimelineId};
+use pg_types::{Generation, Lsn, NodeId, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
+use wal_consensus::change::StoredConf;
+use wal_consensus::membership::{Member, MembershipConf};
 
 use crate::error::{CliError, IoContext, Result};
+
+/// Everything of an environment runs on one machine.
+const LOOPBACK: &str = "127.0.0.1";
 
 /// Format version of `neon.toml`.
 const VERSION: u32 = 1;
@@ -30,6 +35,9 @@ pub struct Description {
     /// Root of the built PostgreSQL.
     pub pg_install: PathBuf,
     pub default_tenant: TenantId,
+    /// Highest number that a safekeeper was ever given: none is used twice, since votes are counted by it.
+    #[serde(default)]
+    pub safekeepers_ever: u64,
     pub pageserver: PageserverNode,
     #[serde(rename = "safekeeper")]
     pub safekeepers: Vec<SafekeeperNode>,
@@ -50,6 +58,21 @@ pub struct SafekeeperNode {
     pub id: NodeId,
     pub pg_port: u16,
     pub http_port: u16,
+    /// It was removed: it goes once no branch has it as a member any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
+}
+
+impl SafekeeperNode {
+    /// Where computes, page servers and other safekeepers find its WAL.
+    pub fn address(&self) -> String {
+        format!("{LOOPBACK}:{}", self.pg_port)
+    }
+
+    /// As a member of a timeline.
+    pub fn member(&self) -> Member {
+        Member { id: self.id, host: LOOPBACK.to_owned(), pg_port: self.pg_port }
+    }
 }
 
 /// A named timeline. It is written down before it is made, and `ready` once it exists everywhere, so that a
@@ -65,6 +88,21 @@ pub struct Branch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ancestor_lsn: Option<Lsn>,
     pub ready: bool,
+    /// Its safekeepers, and those that are to forget it.
+    #[serde(default)]
+    pub membership: StoredConf,
+}
+
+impl Branch {
+    /// Its path in the APIs of page servers and safekeepers.
+    pub fn path(&self) -> String {
+        format!("/v1/tenant/{}/timeline/{}", self.tenant_id, self.timeline_id)
+    }
+
+    /// Whether a safekeeper is, or is becoming, a member.
+    pub fn has_member(&self, id: NodeId) -> bool {
+        self.membership.mconf.contains(id)
+    }
 }
 
 /// Contents of `endpoint.toml`.
@@ -115,13 +153,20 @@ impl Environment {
         }
         let dir = dir.canonicalize().doing("resolve", dir)?;
         let lock = lock(&dir)?;
-        let description: Description = read_toml(&dir.join("neon.toml"))?;
+        let mut description: Description = read_toml(&dir.join("neon.toml"))?;
         if description.version != VERSION {
             return Err(CliError::failed(format!(
                 "{} has version {}, this program knows version {VERSION}",
                 dir.join("neon.toml").display(),
                 description.version
             )));
+        }
+        // Made before memberships were written down: all safekeepers had everything.
+        let all = first_membership(description.safekeepers.iter());
+        for branch in description.branches.iter_mut().filter(|branch| branch.ready) {
+            if branch.membership.mconf.members.is_empty() {
+                branch.membership = all.clone();
+            }
         }
         Ok(Environment { dir, description, _lock: lock })
     }
@@ -151,6 +196,25 @@ impl Environment {
             .iter()
             .find(|branch| branch.tenant_id == tenant && branch.name == name)
             .ok_or_else(|| CliError::not_found(format!("there is no branch \"{name}\"")))
+    }
+
+    /// The safekeepers that stay.
+    pub fn staying(&self) -> impl Iterator<Item = &SafekeeperNode> {
+        self.description.safekeepers.iter().filter(|node| !node.leaving)
+    }
+
+    /// The safekeepers of a branch; during a change the old and the new ones.
+    pub fn safekeepers_of(&self, branch: &Branch) -> Vec<SafekeeperNode> {
+        let nodes = self.description.safekeepers.iter();
+        nodes.filter(|node| branch.has_member(node.id)).cloned().collect()
+    }
+
+    /// Replaces what is written down of a branch, durably.
+    pub fn save_branch(&mut self, branch: &Branch) -> Result<()> {
+        let branches = &mut self.description.branches;
+        let place = branches.iter_mut().find(|other| other.timeline_id == branch.timeline_id);
+        *place.ok_or_else(|| CliError::not_found("the branch is gone"))? = branch.clone();
+        self.save()
     }
 
     /// Reads the definition of an endpoint.
@@ -243,10 +307,23 @@ pub fn new_description(pg_install: PathBuf, safekeepers: u16) -> Result<Descript
         default_tenant: tenant_id,
         pageserver: PageserverNode { pg_port: port(), http_port: port() },
         safekeepers: (1..=u64::from(safekeepers))
-            .map(|id| SafekeeperNode { id: NodeId(id), pg_port: port(), http_port: port() })
+            .map(|id| new_safekeeper(NodeId(id), port(), port()))
             .collect(),
+        safekeepers_ever: safekeepers.into(),
         branches: vec![main_branch(tenant_id)],
     })
+}
+
+/// A safekeeper that stays.
+pub fn new_safekeeper(id: NodeId, pg_port: u16, http_port: u16) -> SafekeeperNode {
+    SafekeeperNode { id, pg_port, http_port, leaving: false }
+}
+
+/// The first configuration of a new branch.
+pub fn first_membership<'a>(nodes: impl Iterator<Item = &'a SafekeeperNode>) -> StoredConf {
+    let members = nodes.map(SafekeeperNode::member).collect();
+    let mconf = MembershipConf { generation: Generation(1), members, new_members: None };
+    StoredConf { mconf, leavers: Vec::new() }
 }
 
 /// The first branch of a tenant, not made yet.
@@ -258,6 +335,7 @@ pub fn main_branch(tenant_id: TenantId) -> Branch {
         ancestor_timeline_id: None,
         ancestor_lsn: None,
         ready: false,
+        membership: StoredConf::default(),
     }
 }
 

@@ -25,15 +25,24 @@ pub struct Answer {
     pub body: Value,
 }
 
+fn agent(timeout: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .build()
+        .new_agent()
+}
+
 impl Api {
     /// API of a service on the loopback address.
     pub fn local(what: impl Into<String>, port: u16) -> Api {
-        let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(CALL_TIMEOUT))
-            .http_status_as_error(false)
-            .build()
-            .new_agent();
-        Api { what: what.into(), base: format!("http://127.0.0.1:{port}"), agent }
+        let base = format!("http://127.0.0.1:{port}");
+        Api { what: what.into(), base, agent: agent(CALL_TIMEOUT) }
+    }
+
+    /// The same for calls that take no longer than this.
+    pub fn within(self, timeout: Duration) -> Api {
+        Api { agent: agent(timeout), ..self }
     }
 
     /// GET; any status is an answer.

@@ -8,20 +8,24 @@ mod endpoint;
 mod environment;
 mod error;
 mod http;
+mod membership;
 mod output;
 mod ports;
 mod process;
 mod psql;
 mod quorum;
+mod safekeeper;
 mod service_main;
 mod services;
 mod timeline;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use pg_types::NodeId;
 
-use cli::{Cli, Command, EndpointCommand, TenantCommand, TimelineCommand};
+use cli::{Cli, Command, EndpointCommand, SafekeeperCommand, TenantCommand, TimelineCommand};
 use environment::{Environment, new_description};
 use error::Result;
 
@@ -39,7 +43,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Pageserver(args) => return service_main::pageserver(&args.config),
-        Command::Safekeeper(args) => return service_main::safekeeper(&args.config),
+        Command::Safekeeper(args) if args.command.is_none() => {
+            return service_main::safekeeper(args.config.as_deref().unwrap_or(Path::new("")));
+        }
         Command::Walproposer(args) => return service_main::walproposer(&args.config),
         Command::Compute(args) => return service_main::compute(&args.config),
         Command::Init(args) => return init(&cli, args),
@@ -53,6 +59,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Tenant(command) => tenant(&mut environment, command, cli.json)?,
         Command::Timeline(command) => timeline_command(&mut environment, command, cli.json)?,
         Command::Endpoint(command) => endpoint_command(&environment, command, cli.json)?,
+        Command::Safekeeper(args) => {
+            if let Some(command) = args.command {
+                safekeeper_command(&mut environment, command, cli.json)?;
+            }
+        }
         Command::Psql { endpoint, args } => return psql::run(environment, &endpoint, &args),
         // The processes and `init` returned above.
         _ => {}
@@ -70,6 +81,21 @@ fn init(cli: &Cli, args: &cli::InitArgs) -> Result<ExitCode> {
     let environment = Environment::create(&cli.dir, new_description(root, args.safekeepers)?)?;
     eprintln!("made an environment in {}; start it with `neon start`", environment.dir.display());
     Ok(ExitCode::SUCCESS)
+}
+
+fn safekeeper_command(
+    environment: &mut Environment,
+    command: SafekeeperCommand,
+    json: bool,
+) -> Result<()> {
+    match command {
+        SafekeeperCommand::List => output::status(&safekeeper::list(environment)?, json),
+        SafekeeperCommand::Status => output::parts(&safekeeper::status(environment), json),
+        SafekeeperCommand::Add { count } => {
+            output::added(&safekeeper::add(environment, count)?, json)
+        }
+        SafekeeperCommand::Remove { id } => safekeeper::remove(environment, NodeId(id)),
+    }
 }
 
 fn tenant(environment: &mut Environment, command: TenantCommand, json: bool) -> Result<()> {

@@ -1,11 +1,13 @@
 //! What commands print: tables for people, JSON for programs.
 
 use compute_ctl::ComputeStatus;
+use pg_types::NodeId;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::environment::{Branch, Description, Endpoint};
 use crate::error::{CliError, Result};
+use crate::safekeeper::PartRow;
 use crate::services::StatusRow;
 use crate::timeline::Row;
 
@@ -52,6 +54,43 @@ pub fn status(rows: &[StatusRow], json: bool) -> Result<()> {
         })
         .collect();
     print_table(["name", "state", "pid", "ports"], &cells);
+    Ok(())
+}
+
+/// Where each safekeeper stands in each branch.
+pub fn parts(rows: &[PartRow], json: bool) -> Result<()> {
+    if json {
+        return print_json(&rows);
+    }
+    let cells: Vec<[String; 8]> = rows
+        .iter()
+        .map(|row| {
+            [
+                row.branch.clone(),
+                row.safekeeper.to_string(),
+                row.state.clone(),
+                or_dash(row.members.as_ref()),
+                or_dash(row.term),
+                or_dash(row.flush_lsn),
+                or_dash(row.commit_lsn),
+                or_dash(row.remote_consistent_lsn),
+            ]
+        })
+        .collect();
+    let header =
+        ["branch", "safekeeper", "state", "members", "term", "flush", "commit", "page server"];
+    print_table(header, &cells);
+    Ok(())
+}
+
+/// Safekeepers that were added.
+pub fn added(ids: &[NodeId], json: bool) -> Result<()> {
+    if json {
+        return print_json(&json!({ "added": ids }));
+    }
+    for id in ids {
+        println!("safekeeper {id}");
+    }
     Ok(())
 }
 

@@ -1,13 +1,16 @@
 //! How far the safekeepers of a branch are, as a majority of them has it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pg_types::Lsn;
+use pg_types::{Lsn, NodeId};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
+use wal_consensus::membership::{Member, MembershipConf};
+use wal_consensus::quorum::majority;
 
 use crate::endpoint;
-use crate::environment::{Branch, Environment};
+use crate::environment::{Branch, Environment, SafekeeperNode};
 use crate::error::{CliError, Result};
 use crate::service_main::{failed, single_threaded};
 use crate::services::safekeeper_api;
@@ -48,13 +51,13 @@ pub fn committed_lsn(environment: &Environment, branch: &Branch) -> Result<Lsn> 
 }
 
 /// Has the safekeepers agree on the end of the branch's WAL. It would fence a compute that runs.
-fn settle(environment: &Environment, branch: &Branch) -> Result<Lsn> {
-    let nodes = &environment.description.safekeepers;
+pub fn settle(environment: &Environment, branch: &Branch) -> Result<Lsn> {
+    let nodes = environment.safekeepers_of(branch);
     let config = walproposer::Config {
         tenant_id: branch.tenant_id,
         timeline_id: branch.timeline_id,
-        safekeepers: nodes.iter().map(|node| format!("127.0.0.1:{}", node.pg_port)).collect(),
-        mconf: Default::default(),
+        safekeepers: nodes.iter().map(SafekeeperNode::address).collect(),
+        mconf: branch.membership.mconf.clone(),
         auth_token: None,
         compute: None,
     };
@@ -85,28 +88,36 @@ struct Quorum {
 }
 
 impl Quorum {
-    /// `None` when less than a majority of `count` safekeepers has answered.
-    fn of(answers: &[Progress], count: usize) -> Option<Quorum> {
-        let mut flushed: Vec<Lsn> = answers.iter().map(|answer| answer.flush_lsn).collect();
-        flushed.sort_unstable_by(|a, b| b.cmp(a));
-        let committed = answers.iter().map(|answer| answer.commit_lsn).max()?;
-        // Those that did not answer count as having nothing.
-        Some(Quorum { committed, flushed: *flushed.get(count / 2)? })
+    /// `None` when less than a majority has answered; in a joint configuration, of either set.
+    fn of(answers: &BTreeMap<NodeId, Progress>, mconf: &MembershipConf) -> Option<Quorum> {
+        let of_set = |set: &[Member]| -> Option<Quorum> {
+            let answers: Vec<&Progress> =
+                set.iter().filter_map(|member| answers.get(&member.id)).collect();
+            let mut flushed: Vec<Lsn> = answers.iter().map(|answer| answer.flush_lsn).collect();
+            flushed.sort_unstable_by(|a, b| b.cmp(a));
+            let committed = answers.iter().map(|answer| answer.commit_lsn).max()?;
+            // Those that did not answer count as having nothing.
+            let flushed = *flushed.get(majority(set.len()).checked_sub(1)?)?;
+            Some(Quorum { committed, flushed })
+        };
+        let old = of_set(&mconf.members)?;
+        let Some(new) = &mconf.new_members else { return Some(old) };
+        let new = of_set(new)?;
+        let committed = old.committed.max(new.committed);
+        Some(Quorum { committed, flushed: old.flushed.min(new.flushed) })
     }
 }
 
 fn ask_quorum(environment: &Environment, branch: &Branch) -> Result<Quorum> {
-    let path = format!("/v1/tenant/{}/timeline/{}", branch.tenant_id, branch.timeline_id);
-    let nodes = &environment.description.safekeepers;
-    let (mut answers, mut failure) = (Vec::new(), None);
-    for node in nodes {
-        let answer = safekeeper_api(node).get(&path);
+    let (mut answers, mut failure) = (BTreeMap::new(), None);
+    for node in environment.safekeepers_of(branch) {
+        let answer = safekeeper_api(&node).get(&branch.path());
         match answer.and_then(|answer| answer.parse("ask a safekeeper for the newest position")) {
-            Ok(progress) => answers.push(progress),
+            Ok(progress) => drop(answers.insert(node.id, progress)),
             Err(error) => failure = Some(error),
         }
     }
-    Quorum::of(&answers, nodes.len()).ok_or_else(|| {
+    Quorum::of(&answers, &branch.membership.mconf).ok_or_else(|| {
         failure.unwrap_or_else(|| CliError::failed("the environment has no safekeeper"))
     })
 }
@@ -114,17 +125,34 @@ fn ask_quorum(environment: &Environment, branch: &Branch) -> Result<Quorum> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::new_safekeeper;
+    use pg_types::Generation;
 
     #[test]
     fn a_majority_says_what_is_on_disk() {
         let progress = |flush, commit| Progress { flush_lsn: Lsn(flush), commit_lsn: Lsn(commit) };
         let quorum =
             |committed, flushed| Some(Quorum { committed: Lsn(committed), flushed: Lsn(flushed) });
-        let answers = [progress(30, 10), progress(50, 20), progress(40, 15)];
-        assert_eq!(Quorum::of(&answers, 3), quorum(20, 40));
-        assert_eq!(Quorum::of(&answers[..2], 3), quorum(20, 30));
-        assert_eq!(Quorum::of(&answers[..1], 3), None);
-        assert_eq!(Quorum::of(&answers[..1], 1), quorum(10, 30));
-        assert_eq!(Quorum::of(&[], 0), None);
+        let all = [progress(30, 10), progress(50, 20), progress(40, 15), progress(35, 5)];
+        let of = |count: u64, members: u64, new: Option<std::ops::RangeInclusive<u64>>| {
+            let answers = (1..=count).map(NodeId).zip(all).collect();
+            let set = |ids: std::ops::RangeInclusive<u64>| {
+                ids.map(|id| new_safekeeper(NodeId(id), 1, 1).member()).collect()
+            };
+            let (members, new_members) = (set(1..=members), new.map(set));
+            Quorum::of(
+                &answers,
+                &MembershipConf { generation: Generation(1), members, new_members },
+            )
+        };
+        assert_eq!(of(3, 3, None), quorum(20, 40));
+        assert_eq!(of(2, 3, None), quorum(20, 30));
+        assert_eq!(of(1, 3, None), None);
+        assert_eq!(of(1, 1, None), quorum(10, 30));
+        assert_eq!(of(0, 0, None), None);
+        // While the members change, both majorities count.
+        assert_eq!(of(4, 3, Some(2..=4)), quorum(20, 40));
+        assert_eq!(of(4, 1, Some(2..=4)), quorum(20, 30));
+        assert_eq!(of(2, 1, Some(2..=4)), None);
     }
 }

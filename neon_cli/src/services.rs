@@ -13,8 +13,10 @@ use crate::endpoint;
 use crate::environment::{Environment, SafekeeperNode, write_toml};
 use crate::error::{IoContext, Result};
 use crate::http::Api;
+use crate::membership;
 use crate::ports::check_free;
 use crate::process::Service;
+use crate::safekeeper;
 use crate::timeline;
 
 /// How long a service may take to answer after its start; recovery reads every timeline's files.
@@ -63,6 +65,10 @@ pub fn start(environment: &mut Environment) -> Result<()> {
     }
     started += u32::from(start_pageserver(environment)?);
     timeline::finish_unready(environment)?;
+    if started > 0 || membership::is_unsettled(environment) {
+        membership::settle_all(environment)?;
+    }
+    safekeeper::finish_removals(environment)?;
     if started == 0 {
         return Err(crate::error::CliError::conflict("all services are already running"));
     }
@@ -98,7 +104,8 @@ fn start_pageserver(environment: &Environment) -> Result<bool> {
     Ok(true)
 }
 
-fn start_safekeeper(environment: &Environment, node: &SafekeeperNode) -> Result<bool> {
+/// Starts a safekeeper; says whether it was not running.
+pub fn start_safekeeper(environment: &Environment, node: &SafekeeperNode) -> Result<bool> {
     let service = safekeeper_service(environment, node);
     if service.running_pid()?.is_some() {
         return Ok(false);
@@ -150,13 +157,18 @@ pub fn status(environment: &Environment) -> Result<Vec<StatusRow>> {
         vec![node.pg_port, node.http_port],
     )?];
     for node in &environment.description.safekeepers {
-        let service = safekeeper_service(environment, node);
-        rows.push(status_row(&service, &safekeeper_api(node), vec![node.pg_port, node.http_port])?);
+        rows.push(safekeeper_row(environment, node)?);
     }
     for definition in environment.endpoints()? {
         rows.push(endpoint::status_row(environment, &definition)?);
     }
     Ok(rows)
+}
+
+/// A safekeeper's row.
+pub fn safekeeper_row(environment: &Environment, node: &SafekeeperNode) -> Result<StatusRow> {
+    let service = safekeeper_service(environment, node);
+    status_row(&service, &safekeeper_api(node), vec![node.pg_port, node.http_port])
 }
 
 fn status_row(service: &Service, api: &Api, ports: Vec<u16>) -> Result<StatusRow> {

@@ -3,8 +3,11 @@
 use pg_types::{Lsn, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use wal_consensus::quorum::majority;
 
-use crate::environment::{Branch, Environment, check_name, main_branch};
+use crate::environment::{
+    Branch, Environment, SafekeeperNode, check_name, first_membership, main_branch,
+};
 use crate::error::{CliError, Result};
 use crate::http::Api;
 use crate::quorum::committed_lsn;
@@ -127,24 +130,30 @@ fn make_ready(environment: &mut Environment, timeline_id: TimelineId) -> Result<
         .ok_or_else(|| CliError::not_found("the branch is gone"))?;
     let mut branch = environment.description.branches[position].clone();
     progress(&format!("creating branch \"{}\"", branch.name));
+    if branch.membership.mconf.members.is_empty() {
+        branch.membership = first_membership(environment.staying());
+        environment.save_branch(&branch)?;
+    }
     let api = pageserver_api(environment);
     ensure_tenant(&api, branch.tenant_id)?;
     let detail = ensure_timeline(&api, &branch)?;
     let start_lsn = detail.ancestor_lsn.or(detail.initdb_lsn).unwrap_or(detail.last_record_lsn);
     ensure_on_safekeepers(environment, &branch, start_lsn)?;
-    let sources: Vec<String> = environment
-        .description
-        .safekeepers
-        .iter()
-        .map(|node| format!("127.0.0.1:{}", node.pg_port))
-        .collect();
-    let path = format!("/v1/tenant/{}/timeline/{timeline_id}/wal_source", branch.tenant_id);
-    api.put(&path, &json!({ "safekeepers": sources }))?
-        .expect_success("tell the page server where its WAL comes from")?;
+    set_wal_source(environment, &branch)?;
     branch.ready = true;
-    environment.description.branches[position] = branch.clone();
-    environment.save()?;
+    environment.save_branch(&branch)?;
     Ok(branch)
+}
+
+/// Tells the page server where the WAL of a branch comes from.
+pub fn set_wal_source(environment: &Environment, branch: &Branch) -> Result<()> {
+    let sources: Vec<String> =
+        environment.safekeepers_of(branch).iter().map(SafekeeperNode::address).collect();
+    let path = format!("{}/wal_source", branch.path());
+    pageserver_api(environment)
+        .put(&path, &json!({ "safekeepers": sources }))?
+        .expect_success("tell the page server where its WAL comes from")
+        .map(drop)
 }
 
 fn ensure_tenant(api: &Api, tenant_id: TenantId) -> Result<()> {
@@ -174,22 +183,39 @@ fn ensure_timeline(api: &Api, branch: &Branch) -> Result<TimelineDetail> {
     api.get(&path)?.parse("read the timeline")
 }
 
+/// A majority is enough: the others get the timeline from it ([`crate::membership`]).
 fn ensure_on_safekeepers(environment: &Environment, branch: &Branch, start_lsn: Lsn) -> Result<()> {
-    for node in &environment.description.safekeepers {
-        let answer = safekeeper_api(node).post(
-            "/v1/tenant/timeline",
-            &json!({
-                "tenant_id": branch.tenant_id,
-                "timeline_id": branch.timeline_id,
-                "pg_version": pg_types::PG_MAJORVERSION * 10_000,
-                "start_lsn": pg_types::xlog::normalize(start_lsn),
-            }),
-        )?;
+    let request = json!({
+        "tenant_id": branch.tenant_id,
+        "timeline_id": branch.timeline_id,
+        "mconf": branch.membership.mconf,
+        "pg_version": pg_types::PG_MAJORVERSION * 10_000,
+        "start_lsn": pg_types::xlog::normalize(start_lsn),
+    });
+    let create = |node: &SafekeeperNode| -> Result<()> {
+        let answer = safekeeper_api(node).post("/v1/tenant/timeline", &request)?;
         if answer.status != 409 {
             answer.expect_success(&format!("create the timeline on safekeeper {}", node.id))?;
         }
+        Ok(())
+    };
+    let nodes = environment.safekeepers_of(branch);
+    let (mut made, mut failures) = (0, Vec::new());
+    for node in &nodes {
+        match create(node) {
+            Ok(()) => made += 1,
+            Err(error) => failures.push(error),
+        }
     }
-    Ok(())
+    let enough = majority(nodes.len()) <= made;
+    match failures.pop() {
+        Some(error) if !enough => Err(error),
+        Some(error) => {
+            eprintln!("{error}; it gets the branch with the next `neon start`");
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// All branches of a tenant.
@@ -227,7 +253,7 @@ pub fn delete(environment: &mut Environment, tenant: Option<TenantId>, name: &st
     if let Some(user) = users.iter().find(|endpoint| endpoint.timeline_id == branch.timeline_id) {
         return Err(CliError::conflict(format!("endpoint \"{}\" is on that branch", user.name)));
     }
-    let path = format!("/v1/tenant/{}/timeline/{}", branch.tenant_id, branch.timeline_id);
+    let path = branch.path();
     let answer = pageserver_api(environment).delete(&path)?;
     if answer.status != 404 {
         answer.expect_success("delete the timeline on the page server")?;

@@ -295,3 +295,19 @@ fn print_tail(path: &Path) {
         eprintln!("{line}");
     }
 }
+
+/// A child process whose command line holds a word.
+pub fn child_named(parent: u32, word: &str) -> Result<Option<u32>> {
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let is_child = after_name.split_whitespace().nth(1) == Some(parent.to_string().as_str());
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if is_child && String::from_utf8_lossy(&command).contains(word) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}

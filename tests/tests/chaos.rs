@@ -133,7 +133,7 @@ impl World<'_> {
             }
             Victim::Walproposer => {
                 let supervisor = cluster.pid("endpoints/main/compute.pid")?;
-                if let Some(pid) = child_named(supervisor, "walproposer")? {
+                if let Some(pid) = system_tests::cluster::child_named(supervisor, "walproposer")? {
                     system_tests::cluster::kill_and_wait(pid)?;
                 }
                 Ok(())
@@ -181,20 +181,4 @@ fn ensure_compute_runs(cluster: &Cluster, endpoint: &Endpoint) -> Result<()> {
         "the compute does not start: {text}"
     );
     Ok(())
-}
-
-/// A child process whose command line holds a word.
-fn child_named(parent: u32, word: &str) -> Result<Option<u32>> {
-    for entry in std::fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let is_child = after_name.split_whitespace().nth(1) == Some(parent.to_string().as_str());
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if is_child && String::from_utf8_lossy(&command).contains(word) {
-            return Ok(Some(pid));
-        }
-    }
-    Ok(None)
 }

@@ -1,0 +1,148 @@
+//! Safekeepers that come and go while a compute writes: nothing is lost, and nobody has to stop.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use system_tests::cluster::{kill_and_wait, wait_until};
+use system_tests::{Cluster, Endpoint, Place, bank};
+
+/// Transfers that must be acknowledged after each step.
+const TRANSFERS_BETWEEN: usize = 20;
+
+fn cluster(safekeepers: &str) -> Result<Cluster> {
+    Cluster::start_with(Place::from_env()?, &["--safekeepers", safekeepers])
+}
+
+fn wait_for_transfers(load: &bank::Load, step: &str) -> Result<()> {
+    let before = load.acknowledged();
+    wait_until("transfers are acknowledged", || {
+        Ok(load.acknowledged() >= before + TRANSFERS_BETWEEN)
+    })
+    .with_context(|| step.to_owned())
+}
+
+fn kill_safekeeper(cluster: &Cluster, id: u16) -> Result<()> {
+    cluster.kill(&format!("safekeeper-{id}/safekeeper.pid"))
+}
+
+/// Numbers of the safekeepers that have a branch, by what each says its members are.
+fn members(cluster: &Cluster) -> Result<Vec<(u64, Vec<u64>)>> {
+    let text = cluster.neon(&["--json", "safekeeper", "status"])?;
+    let rows: serde_json::Value = serde_json::from_str(&text)?;
+    let rows = rows.as_array().context("no rows")?;
+    let ids = |row: &serde_json::Value| -> Vec<u64> {
+        let members = row["members"]["members"].as_array().cloned().unwrap_or_default();
+        members.iter().filter_map(|member| member["id"].as_u64()).collect()
+    };
+    Ok(rows.iter().map(|row| (row["safekeeper"].as_u64().unwrap_or(0), ids(row))).collect())
+}
+
+/// A compute with an empty buffer pool has everything that was acknowledged.
+fn check_on_a_new_compute(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    acknowledged: &std::collections::BTreeSet<i64>,
+) -> Result<()> {
+    bank::check(&mut endpoint.connect("postgres")?, acknowledged)?;
+    cluster.stop_endpoint(endpoint, "immediate")?;
+    cluster.start_endpoint(endpoint)?;
+    bank::check(&mut endpoint.connect("postgres")?, acknowledged)
+}
+
+#[test]
+fn all_safekeepers_are_replaced_under_load() -> Result<()> {
+    let cluster = cluster("1")?;
+    let endpoint = cluster.endpoint("main", "main", &[])?;
+    bank::create(&mut endpoint.connect("postgres")?)?;
+    let load = bank::Load::start(&endpoint, 4);
+    wait_for_transfers(&load, "at first")?;
+    cluster.neon(&["safekeeper", "add", "--count", "2"])?;
+    wait_for_transfers(&load, "with three")?;
+    ensure!(members(&cluster)?.iter().all(|(_, members)| *members == [1, 2, 3]));
+    // Any one of them may be down now, the first one as well, and be removed for good.
+    kill_safekeeper(&cluster, 1)?;
+    wait_for_transfers(&load, "without the first")?;
+    cluster.neon(&["safekeeper", "remove", "1"])?;
+    ensure!(!cluster.dir().join("safekeeper-1").exists());
+    cluster.neon(&["safekeeper", "add"])?;
+    wait_for_transfers(&load, "with a fourth")?;
+    kill_safekeeper(&cluster, 2)?;
+    wait_for_transfers(&load, "without the second")?;
+    cluster.neon(&["start"])?;
+    cluster.neon(&["safekeeper", "remove", "2"])?;
+    cluster.neon(&["safekeeper", "add"])?;
+    ensure!(members(&cluster)?.iter().all(|(_, members)| *members == [3, 4, 5]));
+    // Nobody that the walproposer was started with is there any more.
+    let supervisor = cluster.pid("endpoints/main/compute.pid")?;
+    let walproposer = system_tests::cluster::child_named(supervisor, "walproposer")?;
+    kill_and_wait(walproposer.context("no walproposer runs")?)?;
+    wait_for_transfers(&load, "with a new walproposer")?;
+    // A new branch begins on the new ones, and has what was acknowledged before it was asked for.
+    let before = load.acknowledged();
+    cluster.neon(&["timeline", "branch", "copy"])?;
+    let acknowledged = load.finish();
+    check_on_a_new_compute(&cluster, &endpoint, &acknowledged)?;
+    let copy = cluster.endpoint("copy", "copy", &[])?;
+    let mut client = copy.connect("postgres")?;
+    let rows: i64 = client.query_one("SELECT count(*) FROM ledger", &[])?.get(0);
+    ensure!(i64::try_from(before)? <= rows, "{rows} rows in the branch, {before} before it");
+    bank::check(&mut client, &std::collections::BTreeSet::new())
+}
+
+#[test]
+fn a_change_that_was_killed_half_way_is_finished() -> Result<()> {
+    let cluster = cluster("3")?;
+    let endpoint = cluster.endpoint("main", "main", &[])?;
+    bank::create(&mut endpoint.connect("postgres")?)?;
+    let load = bank::Load::start(&endpoint, 2);
+    wait_for_transfers(&load, "at first")?;
+    // Without a majority of the old ones it cannot go on.
+    kill_safekeeper(&cluster, 2)?;
+    kill_safekeeper(&cluster, 3)?;
+    let mut adding = Command::new(&cluster.place().neon)
+        .arg("--dir")
+        .arg(cluster.dir())
+        .args(["safekeeper", "add", "--count", "2"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_until("the joint configuration is written down", || {
+        Ok(std::fs::read_to_string(cluster.dir().join("neon.toml"))?.contains("new_members"))
+    })?;
+    adding.kill()?;
+    adding.wait()?;
+    cluster.neon(&["start"])?;
+    let members = members(&cluster)?;
+    ensure!(members.len() == 5, "{members:?}");
+    ensure!(members.iter().all(|(_, members)| *members == [1, 2, 3, 4, 5]), "{members:?}");
+    wait_for_transfers(&load, "with five")?;
+    // Two of five may be down.
+    kill_safekeeper(&cluster, 1)?;
+    kill_safekeeper(&cluster, 4)?;
+    wait_for_transfers(&load, "with three of five")?;
+    let acknowledged = load.finish();
+    check_on_a_new_compute(&cluster, &endpoint, &acknowledged)
+}
+
+#[test]
+fn members_change_without_a_compute_and_refusals_are_clear() -> Result<()> {
+    let cluster = cluster("1")?;
+    let endpoint = cluster.endpoint("main", "main", &[])?;
+    endpoint.connect("postgres")?.batch_execute("CREATE TABLE t AS SELECT 42 AS answer")?;
+    let refused = |args: &[&str], code: i32, text: &str| -> Result<()> {
+        let output = cluster.try_neon(args)?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(code) && words.contains(text), "{args:?}: {words}");
+        Ok(())
+    };
+    refused(&["safekeeper", "remove", "1"], 4, "is the last one")?;
+    refused(&["safekeeper", "remove", "9"], 3, "there is no safekeeper 9")?;
+    refused(&["safekeeper", "add", "--count", "0"], 2, "0 is not in 1..=8")?;
+    cluster.stop_endpoint(&endpoint, "immediate")?;
+    cluster.neon(&["safekeeper", "add", "--count", "2"])?;
+    cluster.neon(&["safekeeper", "remove", "1"])?;
+    cluster.neon(&["timeline", "create", "empty"])?;
+    cluster.start_endpoint(&endpoint)?;
+    let answer: i32 = endpoint.connect("postgres")?.query_one("SELECT answer FROM t", &[])?.get(0);
+    ensure!(answer == 42);
+    Ok(())
+}
