@@ -39,6 +39,10 @@ pub struct Config {
     /// that nobody needs is removed then.
     #[serde(default = "defaults::maintenance_interval", with = "duration")]
     pub maintenance_interval: Duration,
+    /// The other members of a timeline are asked how far they are this often while something happens, and less and less
+    /// often while nothing does.
+    #[serde(default = "defaults::peer_interval", with = "duration")]
+    pub peer_interval: Duration,
 }
 
 mod defaults {
@@ -58,6 +62,9 @@ mod defaults {
     }
     pub(super) fn keepalive_interval() -> Duration {
         Duration::from_secs(1)
+    }
+    pub(super) fn peer_interval() -> Duration {
+        Duration::from_secs(2)
     }
     pub(super) fn maintenance_interval() -> Duration {
         Duration::from_secs(5)

@@ -1,7 +1,7 @@
 //! What those who read a timeline's WAL report back, put together for two uses: which WAL can go, and what the
 //! compute is told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 use bytes::{Bytes, BytesMut};
@@ -131,6 +131,23 @@ impl Feedback {
         feedback.write(&mut encoded);
         self.latest.send_replace(encoded.freeze());
         true
+    }
+
+    /// Takes what a peer knows of page servers, as far as there is room.
+    pub fn peer(&self, known: &BTreeMap<u32, Lsn>) {
+        let mut table = self.table();
+        for (shard, lsn) in known {
+            let is_known = table.remote_consistent.contains_key(shard);
+            if is_known || table.remote_consistent.len() < SHARDS_MAX {
+                let position = table.remote_consistent.entry(*shard).or_default();
+                *position = (*position).max(*lsn);
+            }
+        }
+    }
+
+    /// How far the shards are that ever reported, here or to a peer.
+    pub fn shards(&self) -> BTreeMap<u32, Lsn> {
+        self.table().remote_consistent.iter().map(|(shard, lsn)| (*shard, *lsn)).collect()
     }
 
     /// WAL below this is needed by no page server any more: the least over the shards that ever reported; 0 when

@@ -9,6 +9,7 @@ pub mod durable;
 pub mod feedback;
 pub mod http;
 pub mod metrics;
+pub mod peers;
 pub mod pg_service;
 pub mod receive_wal;
 pub mod send_wal;
@@ -139,10 +140,16 @@ impl Safekeeper {
             Arc::clone(&self.config),
             stop.clone(),
         ));
+        let peers = tokio::spawn(peers::run(
+            Arc::clone(&self.timelines),
+            Arc::clone(&self.config),
+            stop.clone(),
+        ));
         tracing::info!(id = %self.config.id, "safekeeper is ready");
         stop.cancelled().await;
         pg.await?;
         maintenance.await?;
+        peers.await?;
         save_all(&self.timelines).await;
         self.stop_timelines.cancel();
         // Open keep-alive connections would hold it up for ever; nothing is lost by cutting them.

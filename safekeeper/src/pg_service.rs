@@ -17,6 +17,7 @@ use tracing::Instrument;
 use crate::command::Command;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::peers::PeerStatus;
 use crate::receive_wal::receive_wal;
 use crate::send_wal::{Subscription, send_wal};
 use crate::threads;
@@ -177,7 +178,11 @@ impl Handler<TcpStream> for Session {
                 identify_system(pgb, state.system_id, timeline.progress().ladder.commit_lsn)
             }
             Command::TimelineStatus => match self.timeline(id) {
-                Ok(timeline) => timeline_status(pgb, Some(&timeline)),
+                Ok(timeline) => {
+                    let state = timeline.copy_state().await.map_err(TimelinesError::from)?;
+                    let status = PeerStatus::new(&state, timeline.feedback().shards());
+                    timeline_status(pgb, Some(&status))
+                }
                 Err(QueryError::NotFound(_)) => timeline_status(pgb, None),
                 Err(error) => Err(error),
             },
@@ -217,16 +222,12 @@ fn identify_system(pgb: &mut Backend, system_id: u64, xlogpos: Lsn) -> Result<()
 }
 
 /// One row with the positions; none when the timeline does not exist.
-fn timeline_status(pgb: &mut Backend, timeline: Option<&Timeline>) -> Result<(), QueryError> {
+fn timeline_status(pgb: &mut Backend, status: Option<&PeerStatus>) -> Result<(), QueryError> {
     let column = |name| RowDescriptor { name, type_oid: TypeOid::Text };
-    pgb.write_message_noflush(&BeMessage::RowDescription(&[
-        column("flush_lsn"),
-        column("commit_lsn"),
-    ]))?;
-    if let Some(timeline) = timeline {
-        let ladder = timeline.progress().ladder;
-        let (flush, commit) = (ladder.flush_lsn.to_string(), ladder.commit_lsn.to_string());
-        let row = [Some(flush.as_bytes()), Some(commit.as_bytes())];
+    pgb.write_message_noflush(&BeMessage::RowDescription(&PeerStatus::COLUMNS.map(column)))?;
+    if let Some(status) = status {
+        let row = status.row().map_err(QueryError::other)?;
+        let row = row.each_ref().map(|value| Some(value.as_bytes()));
         pgb.write_message_noflush(&BeMessage::DataRow(&row))?;
     }
     pgb.write_message_noflush(&BeMessage::CommandComplete("TIMELINE_STATUS"))?;

@@ -244,9 +244,14 @@ impl Timeline {
         self.links.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// A number for a connection.
+    pub fn number_connection(&self) -> ConnId {
+        ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Adds a proposer's connection.
     pub fn connect(&self) -> Link {
-        let conn = ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed));
+        let conn = self.number_connection();
         let (sender, events) = mpsc::channel(LINK_QUEUE);
         self.links().insert(conn, sender);
         Link { conn, events }

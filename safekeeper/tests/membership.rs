@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use common::wal_builder::WalBuilder;
 use common::{Node, Proposer, TENANT, TIMELINE, WalClient};
 use pg_types::Lsn;
+use pg_wire::replication::PageserverFeedback;
 use serde_json::{Value, json};
 
 const START: Lsn = Lsn(0x100_0028);
@@ -37,7 +38,11 @@ fn post(node: &Node, what: &str, body: &Value) -> (u16, Value) {
 
 /// A safekeeper with WAL over more than one segment, of which a part is committed; commit and end.
 async fn donor() -> (Node, WalBuilder, Lsn, Lsn) {
-    let node = Node::start("");
+    donor_with("").await
+}
+
+async fn donor_with(settings: &str) -> (Node, WalBuilder, Lsn, Lsn) {
+    let node = Node::start(settings);
     node.create(START);
     let mut wal = WalBuilder::new(START);
     let mut committed = START;
@@ -164,6 +169,74 @@ async fn who_left_comes_back_in_a_newer_generation_only() {
     assert_eq!(node.http("DELETE", &Node::path(), "").0, 200);
     let (status, body) = pull(&node, &[other.http], &conf(9, &[1, 2]));
     assert_eq!((status, body["code"].as_str()), (410, Some("timeline_deleted")));
+}
+
+/// Both members of generation 1, where they really are.
+fn join(nodes: &[&Node]) {
+    let members: Vec<Value> = (1u64..)
+        .zip(nodes)
+        .map(|(id, node)| json!({ "id": id, "host": "127.0.0.1", "pg_port": node.pg.port() }))
+        .collect();
+    let conf = json!({ "generation": 1, "members": members, "new_members": null });
+    for node in nodes {
+        assert_eq!(put(node, "membership", &conf).0, 200);
+    }
+}
+
+const EAGER: &str = "peer_interval = '50ms'\nmaintenance_interval = '50ms'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_away_catches_up_without_a_compute_and_hears_of_page_servers() {
+    let (donor, wal, committed, end) = donor_with(EAGER).await;
+    let mut late = Node::start_number(2, EAGER);
+    late.create(START);
+    join(&[&donor, &late]);
+    late.wait_lsn("flush_lsn", end);
+    late.wait_lsn("commit_lsn", committed);
+    let mut reader = WalClient::start(&late, START).await;
+    reader.read_to(committed).await;
+    assert!(reader.data == wal.slice(START, committed));
+    // A page server that reads from the other one only.
+    assert_eq!(late.segments().len(), donor.segments().len());
+    let before = late.segments().len();
+    let mut page_server = WalClient::start(&donor, committed).await;
+    let report = PageserverFeedback { remote_consistent_lsn: committed, ..Default::default() };
+    page_server.report(report).await;
+    let fewer = |node: &Node| node.segments().len() < before;
+    common::wait_for(|| fewer(&donor) && fewer(&late), || "WAL is not removed".to_owned());
+    late.kill();
+    late.restart();
+    assert_eq!(late.lsn("flush_lsn"), end);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_an_older_term_is_cut_and_replaced() {
+    let leader = async |node: &Node, term: u64, wal: &WalBuilder| {
+        let mut proposer = Proposer::connect(node).await;
+        assert!(proposer.vote(term).await.vote_given);
+        proposer.elected(START, common::history(&[(0, START), (term, START)])).await;
+        proposer.append(START, wal.bytes(), START).await.unwrap();
+        proposer.wait_flushed(wal.end_lsn()).await;
+        proposer
+    };
+    // WAL of term 1 that no quorum ever had, and more of it than of the WAL of term 2, of which a part is committed.
+    let (late, donor) = (Node::start_number(2, EAGER), Node::start(EAGER));
+    let (mut stray, mut wal) = (WalBuilder::new(START), WalBuilder::new(START));
+    stray.record(20_000_000, 99);
+    let committed = wal.record(1000, 7);
+    let end = wal.record(17_000_000, 8);
+    for node in [&late, &donor] {
+        node.create(START);
+    }
+    drop(leader(&late, 1, &stray).await);
+    leader(&donor, 2, &wal).await.heartbeat(end, committed).await;
+    join(&[&donor, &late]);
+    common::wait_for(|| late.lsn("flush_lsn") == end, || late.log());
+    assert_eq!(late.lsn("commit_lsn"), committed);
+    let command = format!("START_REPLICATION PHYSICAL {START} (term='2')");
+    let mut reader = WalClient::connect(&late, &command, START).await.unwrap();
+    reader.read_to(end).await;
+    assert!(reader.data == wal.slice(START, end));
 }
 
 #[tokio::test(flavor = "multi_thread")]
