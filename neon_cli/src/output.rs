@@ -62,7 +62,7 @@ pub fn parts(rows: &[PartRow], json: bool) -> Result<()> {
     if json {
         return print_json(&rows);
     }
-    let cells: Vec<[String; 8]> = rows
+    let cells: Vec<[String; 9]> = rows
         .iter()
         .map(|row| {
             [
@@ -74,11 +74,21 @@ pub fn parts(rows: &[PartRow], json: bool) -> Result<()> {
                 or_dash(row.flush_lsn),
                 or_dash(row.commit_lsn),
                 or_dash(row.remote_consistent_lsn),
+                row.readers.join(", "),
             ]
         })
         .collect();
-    let header =
-        ["branch", "safekeeper", "state", "members", "term", "flush", "commit", "page server"];
+    let header = [
+        "branch",
+        "safekeeper",
+        "state",
+        "members",
+        "term",
+        "flush",
+        "commit",
+        "page server",
+        "read by",
+    ];
     print_table(header, &cells);
     Ok(())
 }

@@ -119,6 +119,8 @@ pub struct PartRow {
     pub flush_lsn: Option<Lsn>,
     pub commit_lsn: Option<Lsn>,
     pub remote_consistent_lsn: Option<Lsn>,
+    /// Who reads its WAL.
+    pub readers: Vec<String>,
     pub state: String,
 }
 
@@ -130,11 +132,23 @@ struct Part {
     commit_lsn: Lsn,
     remote_consistent_lsn: Lsn,
     walreceivers: usize,
+    walsenders: Vec<Reader>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reader {
+    application_name: String,
 }
 
 #[derive(Debug, Deserialize)]
 struct AcceptorPart {
     term: Term,
+}
+
+impl Part {
+    fn readers(&self) -> Vec<String> {
+        self.walsenders.iter().map(|reader| reader.application_name.clone()).collect()
+    }
 }
 
 /// Where every safekeeper stands in every branch.
@@ -159,6 +173,7 @@ pub fn status(environment: &Environment) -> Vec<PartRow> {
                 flush_lsn: part.as_ref().map(|part| part.flush_lsn),
                 commit_lsn: part.as_ref().map(|part| part.commit_lsn),
                 remote_consistent_lsn: part.as_ref().map(|part| part.remote_consistent_lsn),
+                readers: part.iter().flat_map(Part::readers).collect(),
                 members: part.map(|part| part.mconf),
                 state,
             });

@@ -226,6 +226,11 @@ impl Timeline {
         self.last_record.demanded().await;
     }
 
+    /// Whether a reader waits for WAL.
+    pub(crate) fn is_wal_awaited(&self) -> bool {
+        self.last_record.waiting() > 0
+    }
+
     /// Waits until WAL up to `lsn` was ingested.
     pub async fn wait_lsn(&self, lsn: Lsn) -> Result<(), WaitError> {
         if self.last_record_lsn() >= lsn {

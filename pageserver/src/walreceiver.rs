@@ -53,6 +53,7 @@ async fn follow(
     let shutdown = timeline.shutdown_token();
     let mut backoff = Backoff::default();
     let mut last_error = None;
+    let others = source.safekeepers.len() > 1;
     timeline.metrics().set_ingest_failed(false);
     for safekeeper in source.safekeepers.iter().cycle() {
         receiver.set_state(ReceiverState::Connecting {
@@ -60,7 +61,7 @@ async fn follow(
             last_error: last_error.take(),
         });
         let before = timeline.last_record_lsn();
-        match connection::stream(timeline, safekeeper, news, timeout).await {
+        match connection::stream(timeline, safekeeper, others, news, timeout).await {
             StreamEnd::Stop => return,
             StreamEnd::Ended(reason) => {
                 tracing::info!(%safekeeper, "WAL stream ended: {reason}");

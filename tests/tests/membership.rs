@@ -25,11 +25,14 @@ fn kill_safekeeper(cluster: &Cluster, id: u16) -> Result<()> {
     cluster.kill(&format!("safekeeper-{id}/safekeeper.pid"))
 }
 
+/// What `neon safekeeper status` says.
+fn parts(cluster: &Cluster) -> Result<Vec<serde_json::Value>> {
+    Ok(serde_json::from_str(&cluster.neon(&["--json", "safekeeper", "status"])?)?)
+}
+
 /// Numbers of the safekeepers that have a branch, by what each says its members are.
 fn members(cluster: &Cluster) -> Result<Vec<(u64, Vec<u64>)>> {
-    let text = cluster.neon(&["--json", "safekeeper", "status"])?;
-    let rows: serde_json::Value = serde_json::from_str(&text)?;
-    let rows = rows.as_array().context("no rows")?;
+    let rows = parts(cluster)?;
     let ids = |row: &serde_json::Value| -> Vec<u64> {
         let members = row["members"]["members"].as_array().cloned().unwrap_or_default();
         members.iter().filter_map(|member| member["id"].as_u64()).collect()
@@ -144,5 +147,48 @@ fn members_change_without_a_compute_and_refusals_are_clear() -> Result<()> {
     cluster.start_endpoint(&endpoint)?;
     let answer: i32 = endpoint.connect("postgres")?.query_one("SELECT answer FROM t", &[])?.get(0);
     ensure!(answer == 42);
+    Ok(())
+}
+
+/// Number of the safekeeper that the page server reads the only branch from.
+fn streamed_from(cluster: &Cluster) -> Result<Option<u64>> {
+    let read_by_it = |row: &&serde_json::Value| {
+        let readers = row["readers"].as_array().cloned().unwrap_or_default();
+        readers.iter().any(|reader| reader == "pageserver")
+    };
+    Ok(parts(cluster)?.iter().find(read_by_it).and_then(|row| row["safekeeper"].as_u64()))
+}
+
+#[test]
+fn a_page_server_leaves_a_safekeeper_that_has_stopped() -> Result<()> {
+    let cluster = cluster("3")?;
+    // Without this, silence would end the stream before long.
+    let settings = "walreceiver_timeout = \"1h\"\nwait_lsn_timeout = \"1h\"\n";
+    cluster.neon(&["stop"])?;
+    std::fs::write(cluster.dir().join("pageserver/pageserver.override.toml"), settings)?;
+    cluster.neon(&["start"])?;
+    let no_cache = [
+        ("shared_buffers", "1MB"),
+        ("neon.max_file_cache_size", "0"),
+        ("neon.file_cache_size_limit", "0"),
+    ];
+    let endpoint = cluster.endpoint("main", "main", &no_cache)?;
+    let mut client = endpoint.connect("postgres")?;
+    client.batch_execute("SET statement_timeout = '120s'; CREATE TABLE t (i int, filler text)")?;
+    let mut stopped = None;
+    wait_until("the page server reads from somebody", || {
+        stopped = streamed_from(&cluster)?;
+        Ok(stopped.is_some())
+    })?;
+    let pid = cluster.pid(&format!("safekeeper-{}/safekeeper.pid", stopped.unwrap_or(1)))?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    // More than the buffers hold, so that reading it back needs the page server to have it.
+    client.batch_execute(
+        "INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 40000) i",
+    )?;
+    let rows: i64 = client.query_one("SELECT count(*) FROM t", &[])?.get(0);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
+    ensure!(rows == 40_000);
     Ok(())
 }

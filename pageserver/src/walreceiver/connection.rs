@@ -24,6 +24,9 @@ const FEEDBACK_INTERVAL: Duration = Duration::from_secs(1);
 const FEEDBACK_BYTES: u64 = 1024 * 1024;
 /// Each report wakes the safekeeper, the walproposer and its walsender, so one for each commit would cost more than the commit.
 const FEEDBACK_PAUSE: Duration = Duration::from_millis(20);
+/// A safekeeper that brings nothing for so long while a reader waits for WAL is left for another one: it may be stopped, cut
+/// off, or behind.
+const STARVED_AFTER: Duration = Duration::from_secs(2);
 /// Messages between socket and ingest; each is at most 128 KiB.
 const CHANNEL_MESSAGES: usize = 16;
 
@@ -54,6 +57,7 @@ pub(super) struct WalChunk {
 pub(super) async fn stream(
     timeline: &Arc<Timeline>,
     safekeeper: &str,
+    others: bool,
     news: &mut watch::Receiver<WalSource>,
     timeout: Duration,
 ) -> StreamEnd {
@@ -64,6 +68,9 @@ pub(super) async fn stream(
         () = shutdown.cancelled() => return StreamEnd::Stop,
         _ = news.changed() => return StreamEnd::Stop,
         connected = connect(timeline, safekeeper, start, timeout) => connected,
+        () = starved(timeline, timeline.last_record_lsn()), if others => {
+            Err(StreamEnd::Ended(STARVED.to_owned()))
+        }
     };
     let mut wire = match connected {
         Ok(wire) => wire,
@@ -77,12 +84,33 @@ pub(super) async fn stream(
         () = shutdown.cancelled() => StreamEnd::Stop,
         _ = news.changed() => StreamEnd::Stop,
         end = pump(timeline, &mut wire, sender, &mut worker, timeout) => end,
+        () = starved(timeline, start), if others => StreamEnd::Ended(STARVED.to_owned()),
     };
     // The sender is gone: ingest finishes what it has got and ends. Its verdict counts more than the socket's.
     match worker.join().await {
         Ok(()) => end,
         Err(SinkError::BadWal(reason)) => StreamEnd::CannotIngest(reason),
         Err(SinkError::Storage(reason)) => StreamEnd::Ended(reason),
+    }
+}
+
+const STARVED: &str = "it does not bring the WAL that a reader waits for";
+
+/// Returns when a reader waits for WAL, and for [`STARVED_AFTER`] none has come. `received_lsn` is what had come before.
+async fn starved(timeline: &Timeline, mut received_lsn: Lsn) {
+    let mut ticks = tokio::time::interval(STARVED_AFTER / 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle_ticks = 0;
+    loop {
+        ticks.tick().await;
+        let now = timeline.receiver().received_lsn().max(timeline.last_record_lsn());
+        let starving = timeline.is_wal_awaited() && now <= received_lsn;
+        received_lsn = received_lsn.max(now);
+        idle_ticks = if starving { idle_ticks + 1 } else { 0 };
+        // One tick more than two halves: the first may come just after the reader.
+        if idle_ticks > 2 {
+            return;
+        }
     }
 }
 

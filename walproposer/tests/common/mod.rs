@@ -210,6 +210,7 @@ impl TestSafekeeper {
             max_connections: 100,
             keepalive_interval: Duration::from_secs(1),
             maintenance_interval: Duration::from_millis(200),
+            peer_interval: Duration::from_secs(2),
         };
         let runtime = runtime();
         let safekeeper = wait_for("a safekeeper to start", || {
