@@ -323,7 +323,7 @@ pub fn new_safekeeper(id: NodeId, pg_port: u16, http_port: u16) -> SafekeeperNod
 pub fn first_membership<'a>(nodes: impl Iterator<Item = &'a SafekeeperNode>) -> StoredConf {
     let members = nodes.map(SafekeeperNode::member).collect();
     let mconf = MembershipConf { generation: Generation(1), members, new_members: None };
-    StoredConf { mconf, leavers: Vec::new() }
+    StoredConf { mconf, leavers: Vec::new(), finished: false }
 }
 
 /// The first branch of a tenant, not made yet.

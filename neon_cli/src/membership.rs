@@ -46,8 +46,7 @@ pub fn settle_all(environment: &mut Environment) -> Result<()> {
 pub fn is_unsettled(environment: &Environment) -> bool {
     let target: Vec<Member> = environment.staying().map(SafekeeperNode::member).collect();
     let settled = |branch: &Branch| {
-        let conf = &branch.membership.mconf;
-        !conf.is_joint() && same_set(&conf.members, &target) && branch.membership.leavers.is_empty()
+        branch.membership.finished && same_set(&branch.membership.mconf.members, &target)
     };
     !environment.description.branches.iter().filter(|branch| branch.ready).all(settled)
 }
@@ -165,8 +164,9 @@ impl Run<'_> {
                 self.away.insert(member.id);
             }
         }
-        if self.branch.membership != *self.change.stored_conf() {
-            self.branch.membership = self.change.stored_conf().clone();
+        let concluded = self.change.concluded();
+        if self.branch.membership != concluded {
+            self.branch.membership = concluded;
             self.environment.save_branch(&self.branch)?;
         }
         Ok(())

@@ -138,7 +138,7 @@ fn make_ready(environment: &mut Environment, timeline_id: TimelineId) -> Result<
     ensure_tenant(&api, branch.tenant_id)?;
     let detail = ensure_timeline(&api, &branch)?;
     let start_lsn = detail.ancestor_lsn.or(detail.initdb_lsn).unwrap_or(detail.last_record_lsn);
-    ensure_on_safekeepers(environment, &branch, start_lsn)?;
+    branch.membership.finished = ensure_on_safekeepers(environment, &branch, start_lsn)?;
     set_wal_source(environment, &branch)?;
     branch.ready = true;
     environment.save_branch(&branch)?;
@@ -184,7 +184,12 @@ fn ensure_timeline(api: &Api, branch: &Branch) -> Result<TimelineDetail> {
 }
 
 /// A majority is enough: the others get the timeline from it ([`crate::membership`]).
-fn ensure_on_safekeepers(environment: &Environment, branch: &Branch, start_lsn: Lsn) -> Result<()> {
+/// Says whether all have it.
+fn ensure_on_safekeepers(
+    environment: &Environment,
+    branch: &Branch,
+    start_lsn: Lsn,
+) -> Result<bool> {
     let request = json!({
         "tenant_id": branch.tenant_id,
         "timeline_id": branch.timeline_id,
@@ -212,9 +217,9 @@ fn ensure_on_safekeepers(environment: &Environment, branch: &Branch, start_lsn: 
         Some(error) if !enough => Err(error),
         Some(error) => {
             eprintln!("{error}; it gets the branch with the next `neon start`");
-            Ok(())
+            Ok(false)
         }
-        None => Ok(()),
+        None => Ok(true),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Copying a timeline from one safekeeper to another (L242): a tar stream of the control file and the WAL, and the
+//! Copying a timeline from one safekeeper to another: a tar stream of the control file and the WAL, and the
 //! promise at its end that all of it belongs together.
 //!
 //! ```text

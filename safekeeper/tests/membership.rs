@@ -1,4 +1,4 @@
-//! A timeline that moves between safekeepers: copies, promises, leaving (L242–L244, L247).
+//! A timeline that moves between safekeepers: copies, promises, leaving (L239–L242).
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;

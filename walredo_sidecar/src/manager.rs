@@ -1,8 +1,9 @@
 //! The interface callers use, and the real implementation of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,22 @@ impl WalRedoEnv {
             error!("no installation of PostgreSQL {pg_version} for WAL redo");
             WalRedoError::InvalidRequest
         })
+    }
+
+    /// Offers a cluster that `initdb` has just made. If there is no template of the version yet, it is made from that, so
+    /// that the first redo does not wait for an `initdb` of its own.
+    ///
+    /// # Errors
+    /// Of the file system; nothing is lost by it but time.
+    pub fn offer_cluster(&self, pg_version: u32, cluster: &Path) -> Result<(), WalRedoError> {
+        let install = self.install(pg_version)?;
+        let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Vacant(vacant) = templates.entry(pg_version) {
+            let work_dir = &self.config.work_dir;
+            let template = Template::open_or_copy(install, pg_version, work_dir, cluster)?;
+            vacant.insert(Arc::new(template));
+        }
+        Ok(())
     }
 
     fn template(&self, pg_version: u32) -> Result<Arc<Template>, WalRedoError> {

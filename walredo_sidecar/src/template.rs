@@ -1,6 +1,6 @@
-//! The template of a version: the few files of a cluster that a redo process starts from. Made by `initdb` once for each
-//! installation of PostgreSQL, and kept over restarts of the page server: a reader that needs redo right after one would
-//! otherwise wait for `initdb`.
+//! The template of a version: the few files of a cluster that a redo process starts from. Taken from the first cluster that
+//! is made anyway for a timeline, or else made by `initdb`, once for each installation of PostgreSQL; and kept over restarts
+//! of the page server, since a reader that needs redo right after one would otherwise wait for `initdb`.
 //!
 //! ```text
 //! <work dir>/wal-redo-template.v17.SIZE.MTIME         of bin/postgres: another installation gets another template
@@ -55,17 +55,29 @@ impl Template {
         parent: &Path,
         user: Option<&SystemUser>,
     ) -> io::Result<Template> {
-        let program = install.program("postgres");
-        let program = fs::metadata(&program).map_err(|error| {
-            let text = format!("could not look at {}: {error}", program.display());
-            io::Error::new(error.kind(), text)
-        })?;
-        let family = format!("{TEMPLATE_PREFIX}v{version}.");
-        let (size, seconds, nanos) = (program.size(), program.mtime(), program.mtime_nsec());
-        let dir = parent.join(format!("{family}{size}.{seconds}-{nanos}"));
+        let (family, dir) = place(install, version, parent)?;
         if !is_whole(&dir) {
             remove_others(parent, &family)?;
             create(install, version, &dir, user)?;
+        }
+        Ok(Template { dir })
+    }
+
+    /// The same, from a cluster that `initdb` of this installation has just made; its files stay as they are.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn open_or_copy(
+        install: &PgInstall,
+        version: u32,
+        parent: &Path,
+        cluster: &Path,
+    ) -> io::Result<Template> {
+        let (family, dir) = place(install, version, parent)?;
+        if !is_whole(&dir) {
+            remove_others(parent, &family)?;
+            let scratch = PrivateDir::create(parent, &format!("{INITDB_PREFIX}v{version}."), None)?;
+            assemble(scratch.path(), &dir, |name, to| fs::copy(cluster.join(name), to).map(drop))?;
         }
         Ok(Template { dir })
     }
@@ -91,6 +103,19 @@ impl Template {
         }
         Ok(dir)
     }
+}
+
+/// How names of templates of the version begin, and the directory for this installation's.
+fn place(install: &PgInstall, version: u32, parent: &Path) -> io::Result<(String, PathBuf)> {
+    let program = install.program("postgres");
+    let program = fs::metadata(&program).map_err(|error| {
+        let text = format!("could not look at {}: {error}", program.display());
+        io::Error::new(error.kind(), text)
+    })?;
+    let family = format!("{TEMPLATE_PREFIX}v{version}.");
+    let (size, seconds, nanos) = (program.size(), program.mtime(), program.mtime_nsec());
+    let dir = parent.join(format!("{family}{size}.{seconds}-{nanos}"));
+    Ok((family, dir))
 }
 
 fn is_whole(dir: &Path) -> bool {
@@ -128,16 +153,24 @@ fn create(
     let parent = target.parent().unwrap_or(target);
     let cluster = PrivateDir::create(parent, &format!("{INITDB_PREFIX}v{version}."), user)?;
     run_initdb(install, cluster.path(), user)?;
-    let config = cluster.path().join("postgresql.conf");
+    assemble(cluster.path(), target, |name, to| fs::rename(cluster.path().join(name), to))
+}
+
+/// Makes the template in a temporary directory, so that what a kill leaves here goes with that, and puts it in place.
+fn assemble(
+    scratch: &Path,
+    target: &Path,
+    bring: impl Fn(&str, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let whole = scratch.join("template");
+    fs::create_dir_all(whole.join("global"))?;
+    for name in FILES {
+        bring(name, &whole.join(name))?;
+    }
+    let config = whole.join("postgresql.conf");
     let mut text = fs::read(&config)?;
     text.extend_from_slice(CONFIG.as_bytes());
     fs::write(&config, text)?;
-    // Inside the temporary directory, so that what a kill leaves here goes with it.
-    let whole = cluster.path().join("template");
-    fs::create_dir_all(whole.join("global"))?;
-    for name in FILES {
-        fs::rename(cluster.path().join(name), whole.join(name))?;
-    }
     fs::write(whole.join(CHECKSUM_FILE), checksum_of(&whole)?)?;
     fs::rename(whole, target)
 }
@@ -194,6 +227,30 @@ mod tests {
         open();
         assert_eq!(runs(root.path()), 4);
         assert_eq!(fs::read_dir(work.path()).unwrap().count(), 1, "the old one is gone");
+    }
+
+    #[test]
+    fn a_cluster_that_is_there_saves_initdb() {
+        let (root, work, cluster) = (
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+        );
+        let install = installation(root.path());
+        fs::create_dir(cluster.path().join("global")).unwrap();
+        for name in FILES {
+            fs::write(cluster.path().join(name), name).unwrap();
+        }
+        for _ in 0..2 {
+            Template::open_or_copy(&install, 17, work.path(), cluster.path()).unwrap();
+        }
+        let template = Template::open_or_create(&install, 17, work.path(), None).unwrap();
+        assert_eq!(runs(root.path()), 0);
+        assert_eq!(fs::read_dir(work.path()).unwrap().count(), 1);
+        let config = fs::read_to_string(template.dir.join("postgresql.conf")).unwrap();
+        assert_eq!(config, format!("postgresql.conf{CONFIG}"));
+        let untouched = fs::read_to_string(cluster.path().join("postgresql.conf")).unwrap();
+        assert_eq!(untouched, "postgresql.conf");
     }
 
     #[test]

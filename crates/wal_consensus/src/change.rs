@@ -36,6 +36,10 @@ pub struct StoredConf {
     /// Safekeepers of earlier configurations that may still hold the timeline and are to be excluded.
     #[serde(default)]
     pub leavers: Vec<Member>,
+    /// Whether all steps for this configuration were done ([`MembershipChange::concluded`]). Without it, who comes after
+    /// one that died cannot tell whether the members have heard of the configuration at all.
+    #[serde(default)]
+    pub finished: bool,
 }
 
 /// Where the change is to lead.
@@ -218,7 +222,13 @@ impl MembershipChange {
         self.stored.leavers.retain(|member| member.id != node);
     }
 
-    /// Whether nothing is left to do. Those who left may be forgotten then: [`MembershipChange::stored_conf`] tells.
+    /// What may be stored in place of [`MembershipChange::stored_conf`], without a new generation: those who are known to
+    /// have left are forgotten, and if nothing is left to do, it says so.
+    pub fn concluded(&self) -> StoredConf {
+        StoredConf { finished: self.is_done(), ..self.stored.clone() }
+    }
+
+    /// Whether nothing is left to do.
     pub fn is_done(&self) -> bool {
         self.requests().is_empty()
     }
@@ -258,7 +268,7 @@ impl MembershipChange {
         let expected = self.stored.mconf.generation;
         let request = |mconf| ChangeRequest::Store {
             expected,
-            conf: Box::new(StoredConf { mconf, leavers }),
+            conf: Box::new(StoredConf { mconf, leavers, finished: false }),
         };
         mconf.map(request).into_iter().collect()
     }

@@ -144,6 +144,9 @@ impl Tenants {
                 locale: tenants.config.locale.clone(),
             };
             initdb::run(&install, &pgdata, &options)?;
+            if let Err(error) = tenants.redo.offer_cluster(new.pg_version, &pgdata) {
+                tracing::warn!("no redo template from this cluster: {error}");
+            }
             let dir = tenants.fresh_timeline_dir(tenant.id, new.timeline_id)?;
             let store_dir = tenants.layout.store_dir(tenant.id, new.timeline_id);
             let (store, summary) =

@@ -1,4 +1,4 @@
-//! Who keeps a timeline: switching, leaving, promising, copying (L240–L244).
+//! Who keeps a timeline: switching, leaving, promising, copying (L239–L242).
 
 use axum::Json;
 use axum::body::Body;

@@ -1,4 +1,4 @@
-//! Leaving a membership: the timeline goes from this disk, and from nowhere else (L243).
+//! Leaving a membership: the timeline goes from this disk, and from nowhere else (L242).
 
 use std::sync::Arc;
 

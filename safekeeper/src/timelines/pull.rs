@@ -1,4 +1,4 @@
-//! Bringing a timeline here from a safekeeper that has it (L242).
+//! Bringing a timeline here from a safekeeper that has it.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What is left of a timeline that is gone: a file that survives restarts (L247).
+//! What is left of a timeline that is gone: a file that survives restarts.
 
 use std::fs;
 use std::io::ErrorKind;

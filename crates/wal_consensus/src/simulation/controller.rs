@@ -60,7 +60,9 @@ impl Controller {
         let Some(change) = &self.change else { return Ok(()) };
         let requests = change.requests();
         if requests.is_empty() {
-            cluster.store.leavers.clone_from(&change.stored_conf().leavers);
+            if cluster.store.mconf == change.stored_conf().mconf {
+                cluster.store = change.concluded();
+            }
             cluster.say(|| "membership change is done".to_owned());
             self.change = None;
             return Ok(());
@@ -195,7 +197,7 @@ pub(super) fn resume(stored: &StoredConf, back: bool) -> Option<ChangeGoal> {
     match &stored.mconf.new_members {
         Some(_) if back => Some(ChangeGoal::Abort),
         Some(new) => Some(ChangeGoal::Members(new.clone())),
-        None if stored.leavers.is_empty() => None,
+        None if stored.finished || stored.mconf.members.is_empty() => None,
         None => Some(ChangeGoal::Members(stored.mconf.members.clone())),
     }
 }

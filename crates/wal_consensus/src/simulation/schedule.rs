@@ -97,7 +97,7 @@ impl Schedule {
             compute.alive && !compute.wal.is_empty() && compute.acked_lsn == compute.end_lsn()
         }) && !self.controller.is_busy()
             && !stored.mconf.is_joint()
-            && stored.leavers.is_empty()
+            && (stored.finished || stored.mconf.members.is_empty())
     }
 
     fn act(&mut self) -> Outcome {

@@ -78,7 +78,7 @@ impl Cluster {
         };
         Cluster {
             nodes: (1..=(founders + others) as u64).map(node).collect(),
-            store: StoredConf { mconf: mconf.clone(), leavers: Vec::new() },
+            store: StoredConf { mconf: mconf.clone(), ..StoredConf::default() },
             founders,
             computes: Vec::new(),
             walproposers: BTreeMap::new(),
