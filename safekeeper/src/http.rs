@@ -11,6 +11,7 @@
 //! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever; `{"dir_existed"}` |
 //! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/membership` | switch the configuration; 409 when older |
 //! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint` | save late positions, remove WAL, now |
+//! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}/digest?from_lsn=0/0&until_lsn=0/0` | `{"sha256"}` of WAL; 409 when it is not all flushed, 410 when not all here any more |
 
 mod error;
 mod types;
@@ -19,8 +20,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post, put};
@@ -29,11 +30,12 @@ use serde_json::json;
 use wal_consensus::membership::MembershipConf;
 use wal_consensus::refusal::Refusal;
 
+use crate::digest;
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
 use crate::timelines::Timelines;
 use error::ApiError;
-use types::{CreateRequest, MembershipResponse, TimelineStatus};
+use types::{CreateRequest, DigestRange, MembershipResponse, TimelineStatus};
 
 /// Longest request body: the largest request is a membership configuration.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -62,6 +64,7 @@ pub fn router(api: Api) -> Router {
         .route(timeline, get(detail).delete(delete))
         .route(&format!("{timeline}/membership"), put(switch_membership))
         .route(&format!("{timeline}/checkpoint"), post(checkpoint))
+        .route(&format!("{timeline}/digest"), get(wal_digest))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "no such path"))
         .method_not_allowed_fallback(async || {
             let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -176,4 +179,16 @@ fn refused_switch(refusal: Refusal) -> ApiResult<axum::response::Response> {
 async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {
     api.timelines.get(id(path)?)?.maintain().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn wal_digest(
+    State(api): State<Api>,
+    path: TimelinePath,
+    range: Result<Query<DigestRange>, QueryRejection>,
+) -> ApiResult<impl IntoResponse> {
+    let id = id(path)?;
+    let Query(range) = range?;
+    let timeline = api.timelines.get(id)?;
+    let sha256 = digest::sha256(&timeline, range.from_lsn, range.until_lsn).await?;
+    Ok(Json(json!({ "sha256": sha256 })))
 }

@@ -4,6 +4,7 @@
 pub mod command;
 pub mod config;
 pub mod control_file;
+pub mod digest;
 pub mod durable;
 pub mod feedback;
 pub mod http;
