@@ -187,6 +187,11 @@ async fn wal_below_the_horizon_is_removed() {
     let report = PageserverFeedback { remote_consistent_lsn: horizon, ..Default::default() };
     reader.report(report).await;
     node.wait_lsn("remote_consistent_lsn", horizon);
+    // Another safekeeper lacks everything yet, and can have it from here only.
+    assert_eq!(node.http("POST", &checkpoint, "").0, 204);
+    assert_eq!(node.segments().len(), 4);
+    proposer.truncate_lsn = end;
+    proposer.heartbeat(end, end).await;
     assert_eq!(node.http("POST", &checkpoint, "").0, 204);
     assert_eq!(node.segments().len(), 2, "{:?}", node.segments());
     node.kill();
@@ -389,6 +394,7 @@ async fn digests_are_of_the_flushed_wal_that_is_here() {
     let path = format!("{other}/digest?from_lsn={START}&until_lsn={end}");
     assert_eq!(node.http("GET", &path, "").0, 404);
     // The first segment goes.
+    proposer.truncate_lsn = end;
     proposer.heartbeat(end, end).await;
     let mut reader = WalClient::start(&node, START).await;
     reader.read_to(end).await;

@@ -6,6 +6,7 @@ pub mod bank;
 pub mod cluster;
 pub mod lsn_datadir;
 pub mod pg_module;
+pub mod safekeeper_api;
 pub mod stock;
 
 pub use cluster::{Cluster, Endpoint, Place};
