@@ -203,13 +203,16 @@ pub fn signal_and_wait(pid: u32, signal: Signal) -> Result<()> {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(error) => bail!("could not send {signal} to {pid}: {error}"),
     }
-    wait_until("a process that was told to end is gone", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
-        // The first thread is a zombie while others still end, and hold what the process had open.
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-        Ok(stat.is_empty() || (zombie && threads <= 1))
-    })
+    wait_until("a process that was told to end is gone", || Ok(has_ended(pid)))
+}
+
+/// Whether a process is gone (or a zombie of somebody else's).
+pub fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+    // The first thread is a zombie while others still end, and hold what the process had open.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.is_empty() || (zombie && threads <= 1)
 }
 
 /// Waits for a condition.

@@ -3,7 +3,10 @@
 #![doc = include_str!("../README.md")]
 
 pub mod bank;
+pub mod chaos;
 pub mod cluster;
+pub mod lists;
+pub mod load;
 pub mod lsn_datadir;
 pub mod pg_module;
 pub mod safekeeper_api;
