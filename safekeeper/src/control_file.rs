@@ -43,8 +43,12 @@ pub struct ControlFile {
 impl ControlFile {
     /// `[SK5]` WAL below this may be gone from the disk: nobody needs it, and *this file* says so, so that a crash
     /// cannot make a timeline expect segments that were deleted.
+    ///
+    /// A safekeeper that was out gets what it lacks from the others and from nowhere else, so what not everybody has is
+    /// kept, though page servers need it no more.
     pub fn removal_horizon(&self) -> Lsn {
-        self.remote_consistent_lsn.min(self.acceptor_state.commit_lsn)
+        let state = &self.acceptor_state;
+        self.remote_consistent_lsn.min(state.commit_lsn).min(state.truncate_lsn)
     }
 }
 
@@ -187,6 +191,7 @@ mod tests {
                 term_history: TermHistory::new(history).unwrap(),
                 pg_version: 170_011,
                 commit_lsn: Lsn(commit),
+                truncate_lsn: Lsn(commit),
                 ..AcceptorState::default()
             },
             remote_consistent_lsn: Lsn(150),
@@ -204,9 +209,12 @@ mod tests {
     }
 
     #[test]
-    fn horizon_is_bounded_by_both_positions() {
+    fn horizon_is_bounded_by_all_positions() {
         assert_eq!(sample(200).removal_horizon(), Lsn(150));
         assert_eq!(sample(120).removal_horizon(), Lsn(120));
+        let mut somebody_lags = sample(200);
+        somebody_lags.acceptor_state.truncate_lsn = Lsn(110);
+        assert_eq!(somebody_lags.removal_horizon(), Lsn(110));
     }
 
     #[test]

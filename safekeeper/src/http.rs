@@ -15,6 +15,7 @@
 //! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}/snapshot` | a copy as tar stream ([`crate::copy`]) |
 //! | POST `/v1/pull_timeline` | copy from another safekeeper, or switch the configuration of what is here |
 //! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint` | save late positions, remove WAL, now |
+//! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}/digest?from_lsn=0/0&until_lsn=0/0` | `{"sha256"}` of WAL; 409 when it is not all flushed, 410 when not all here any more |
 
 mod error;
 mod membership;
@@ -24,19 +25,20 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post, put};
 use pg_types::{NodeId, TenantId, TimelineId};
 use serde_json::json;
 
+use crate::digest;
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
 use crate::timelines::Timelines;
 use error::ApiError;
-use types::{CreateRequest, TimelineStatus};
+use types::{CreateRequest, DigestRange, TimelineStatus};
 
 /// Longest request body: the largest request is a membership configuration.
 const BODY_BYTES_MAX: usize = 256 * 1024;
@@ -69,6 +71,7 @@ pub fn router(api: Api) -> Router {
         .route(&format!("{timeline}/snapshot"), get(membership::snapshot))
         .route("/v1/pull_timeline", post(membership::pull))
         .route(&format!("{timeline}/checkpoint"), post(checkpoint))
+        .route(&format!("{timeline}/digest"), get(wal_digest))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "no such path"))
         .method_not_allowed_fallback(async || {
             let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -149,4 +152,16 @@ async fn delete(State(api): State<Api>, path: TimelinePath) -> ApiResult<impl In
 async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {
     api.timelines.get(id(path)?)?.maintain().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn wal_digest(
+    State(api): State<Api>,
+    path: TimelinePath,
+    range: Result<Query<DigestRange>, QueryRejection>,
+) -> ApiResult<impl IntoResponse> {
+    let id = id(path)?;
+    let Query(range) = range?;
+    let timeline = api.timelines.get(id)?;
+    let sha256 = digest::sha256(&timeline, range.from_lsn, range.until_lsn).await?;
+    Ok(Json(json!({ "sha256": sha256 })))
 }

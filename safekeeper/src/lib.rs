@@ -5,6 +5,7 @@ pub mod command;
 pub mod config;
 pub mod control_file;
 pub mod copy;
+pub mod digest;
 pub mod durable;
 pub mod feedback;
 pub mod http;

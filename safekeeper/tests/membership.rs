@@ -54,6 +54,7 @@ async fn donor_with(settings: &str) -> (Node, WalBuilder, Lsn, Lsn) {
     let (mut proposer, _) = Proposer::elect_on(&node).await;
     proposer.append(START, wal.bytes(), START).await.unwrap();
     proposer.wait_flushed(end).await;
+    proposer.truncate_lsn = committed;
     proposer.heartbeat(end, committed).await;
     (node, wal, committed, end)
 }

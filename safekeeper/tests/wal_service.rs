@@ -187,6 +187,11 @@ async fn wal_below_the_horizon_is_removed() {
     let report = PageserverFeedback { remote_consistent_lsn: horizon, ..Default::default() };
     reader.report(report).await;
     node.wait_lsn("remote_consistent_lsn", horizon);
+    // Another safekeeper lacks everything yet, and can have it from here only.
+    assert_eq!(node.http("POST", &checkpoint, "").0, 204);
+    assert_eq!(node.segments().len(), 4);
+    proposer.truncate_lsn = end;
+    proposer.heartbeat(end, end).await;
     assert_eq!(node.http("POST", &checkpoint, "").0, 204);
     assert_eq!(node.segments().len(), 2, "{:?}", node.segments());
     node.kill();
@@ -348,6 +353,59 @@ async fn http_api() {
     node.restart();
     assert_eq!(node.http("GET", &Node::path(), "").0, 404);
     assert_eq!(node.http("POST", "/v1/tenant/timeline", &create_body(START)).0, 410);
+}
+
+/// The digest of a range, or the status and code of the refusal.
+fn digest(node: &Node, from: impl std::fmt::Display, until: Lsn) -> Result<String, (u16, String)> {
+    let path = format!("{}/digest?from_lsn={from}&until_lsn={until}", Node::path());
+    let (status, body) = node.http("GET", &path, "");
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    if status == 200 { Ok(text("sha256")) } else { Err((status, text("code"))) }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn digests_are_of_the_flushed_wal_that_is_here() {
+    let node = started("");
+    let mut wal = WalBuilder::new(START);
+    while wal.end_lsn() < START + 2 * WAL_SEGMENT_SIZE {
+        wal.record(100_000, 7);
+    }
+    let end = wal.end_lsn();
+    let (mut proposer, _) = Proposer::elect_on(&node).await;
+    proposer.append(START, wal.bytes(), START).await.unwrap();
+    proposer.wait_flushed(end).await;
+    // All of it over several segments, a piece from anywhere to anywhere, and nothing at all.
+    assert_eq!(digest(&node, START, end), Ok(sha256(wal.bytes())));
+    let (from, until) = (START + 12_345, START + WAL_SEGMENT_SIZE + 1);
+    assert_eq!(digest(&node, from, until), Ok(sha256(wal.slice(from, until))));
+    assert_eq!(digest(&node, end, end), Ok(sha256(b"")));
+    let refused = |status, code: &str| Err((status, code.to_owned()));
+    assert_eq!(digest(&node, until, from), refused(400, "bad_request"));
+    assert_eq!(digest(&node, START, end + 1), refused(409, "wal_not_flushed"));
+    assert_eq!(digest(&node, Lsn(START.0 - 1), end), refused(410, "wal_removed"));
+    assert_eq!(digest(&node, "nowhere", end), refused(400, "bad_request"));
+    assert_eq!(node.http("GET", &format!("{}/digest?from_lsn=0/0", Node::path()), "").0, 400);
+    let other = Node::path().replace("bb", "cc");
+    let path = format!("{other}/digest?from_lsn={START}&until_lsn={end}");
+    assert_eq!(node.http("GET", &path, "").0, 404);
+    // The first segment goes.
+    proposer.truncate_lsn = end;
+    proposer.heartbeat(end, end).await;
+    let mut reader = WalClient::start(&node, START).await;
+    reader.read_to(end).await;
+    let horizon = Lsn(2 * WAL_SEGMENT_SIZE + 5000);
+    let report = PageserverFeedback { remote_consistent_lsn: horizon, ..Default::default() };
+    reader.report(report).await;
+    node.wait_lsn("remote_consistent_lsn", horizon);
+    assert_eq!(node.http("POST", &format!("{}/checkpoint", Node::path()), "").0, 204);
+    assert_eq!(digest(&node, START, end), refused(410, "wal_removed"));
+    let kept = Lsn(2 * WAL_SEGMENT_SIZE);
+    assert_eq!(digest(&node, kept, end), Ok(sha256(wal.slice(kept, end))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,15 +6,14 @@
 //! sum of its ledger rows. A transfer whose acknowledgement was lost with its connection may be there or not.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use postgres::Client;
 
 use crate::cluster::{Endpoint, single_value};
+use crate::load::{Clients, Meter, lock};
 
 /// Accounts in the bank.
 pub const ACCOUNTS: i32 = 100;
@@ -31,72 +30,37 @@ pub fn create(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// Clients that transfer money until they are stopped, reconnecting whenever they lose the server.
+/// Clients that transfer money until they are stopped.
 #[derive(Debug)]
 pub struct Load {
-    stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<BTreeSet<i64>>>,
-    clients: Vec<JoinHandle<()>>,
+    clients: Clients,
 }
 
 impl Load {
     /// Starts `clients` threads.
-    pub fn start(endpoint: &Endpoint, clients: u64) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
+    pub fn start(endpoint: &Endpoint, clients: u32, meter: &Arc<Meter>) -> Load {
         let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
-        let numbers = Arc::new(AtomicU64::new(1));
-        let clients = (0..clients)
-            .map(|_| {
-                let (endpoint, stop, acknowledged, numbers) =
-                    (endpoint.clone(), stop.clone(), acknowledged.clone(), numbers.clone());
-                std::thread::spawn(move || client(&endpoint, &stop, &acknowledged, &numbers))
-            })
-            .collect();
-        Load { stop, acknowledged, clients }
-    }
-
-    /// How many transfers were acknowledged so far.
-    pub fn acknowledged(&self) -> usize {
-        self.acknowledged.lock().map_or(0, |numbers| numbers.len())
+        // Far apart, so that several loads on the same tables use numbers of their own.
+        let first = rand::random_range(0..i64::from(i32::MAX)) << 32;
+        let numbers = Arc::new(AtomicI64::new(first));
+        let act = {
+            let (acknowledged, meter) = (Arc::clone(&acknowledged), Arc::clone(meter));
+            move |_, client: &mut Client| {
+                let number = numbers.fetch_add(1, Ordering::Relaxed);
+                transfer(client, number)?;
+                lock(&acknowledged).insert(number);
+                meter.acknowledge();
+                Ok(())
+            }
+        };
+        Load { acknowledged, clients: Clients::start(endpoint, clients, meter, act) }
     }
 
     /// Stops the clients; the acknowledged numbers.
-    pub fn finish(self) -> BTreeSet<i64> {
-        self.stop.store(true, Ordering::Relaxed);
-        for client in self.clients {
-            // A client that panicked has lost its own numbers only.
-            let _ = client.join();
-        }
-        let numbers = self.acknowledged.lock().map(|mut numbers| std::mem::take(&mut *numbers));
-        numbers.unwrap_or_default()
-    }
-}
-
-fn client(
-    endpoint: &Endpoint,
-    stop: &AtomicBool,
-    acknowledged: &Mutex<BTreeSet<i64>>,
-    numbers: &AtomicU64,
-) {
-    let mut connection: Option<Client> = None;
-    while !stop.load(Ordering::Relaxed) {
-        let Some(client) = &mut connection else {
-            connection = endpoint.connect("postgres").ok();
-            if connection.is_none() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            continue;
-        };
-        let number = i64::try_from(numbers.fetch_add(1, Ordering::Relaxed)).unwrap_or(i64::MAX);
-        match transfer(client, number) {
-            Ok(()) => {
-                if let Ok(mut numbers) = acknowledged.lock() {
-                    numbers.insert(number);
-                }
-            }
-            Err(error) if error.code().is_some() && !client.is_closed() => {}
-            Err(_) => connection = None,
-        }
+    pub fn finish(self) -> Result<BTreeSet<i64>> {
+        self.clients.finish()?;
+        Ok(std::mem::take(&mut lock(&self.acknowledged)))
     }
 }
 

@@ -203,13 +203,16 @@ pub fn signal_and_wait(pid: u32, signal: Signal) -> Result<()> {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(error) => bail!("could not send {signal} to {pid}: {error}"),
     }
-    wait_until("a process that was told to end is gone", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
-        // The first thread is a zombie while others still end, and hold what the process had open.
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-        Ok(stat.is_empty() || (zombie && threads <= 1))
-    })
+    wait_until("a process that was told to end is gone", || Ok(has_ended(pid)))
+}
+
+/// Whether a process is gone (or a zombie of somebody else's).
+pub fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"));
+    // The first thread is a zombie while others still end, and hold what the process had open.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.is_empty() || (zombie && threads <= 1)
 }
 
 /// Waits for a condition.
@@ -296,14 +299,19 @@ fn print_tail(path: &Path) {
     }
 }
 
+/// Parent of a process.
+fn parent(process: &Path) -> Option<u32> {
+    let text = fs::read_to_string(process.join("stat")).ok()?;
+    // The name before it may hold anything, parentheses too.
+    text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// A child process whose command line holds a word.
-pub fn child_named(parent: u32, word: &str) -> Result<Option<u32>> {
+pub fn child_named(of: u32, word: &str) -> Result<Option<u32>> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let is_child = after_name.split_whitespace().nth(1) == Some(parent.to_string().as_str());
+        let is_child = parent(&entry.path()) == Some(of);
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if is_child && String::from_utf8_lossy(&command).contains(word) {
             return Ok(Some(pid));

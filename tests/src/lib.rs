@@ -3,9 +3,13 @@
 #![doc = include_str!("../README.md")]
 
 pub mod bank;
+pub mod chaos;
 pub mod cluster;
+pub mod lists;
+pub mod load;
 pub mod lsn_datadir;
 pub mod pg_module;
+pub mod safekeeper_api;
 pub mod stock;
 
 pub use cluster::{Cluster, Endpoint, Place};

@@ -1,19 +1,21 @@
 //! Safekeepers that come and go while a compute writes: nothing is lost, and nobody has to stop.
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use system_tests::cluster::{kill_and_wait, wait_until};
+use system_tests::load::Meter;
 use system_tests::{Cluster, Endpoint, Place, bank};
 
 /// Transfers that must be acknowledged after each step.
-const TRANSFERS_BETWEEN: usize = 20;
+const TRANSFERS_BETWEEN: u64 = 20;
 
 fn cluster(safekeepers: &str) -> Result<Cluster> {
     Cluster::start_with(Place::from_env()?, &["--safekeepers", safekeepers])
 }
 
-fn wait_for_transfers(load: &bank::Load, step: &str) -> Result<()> {
+fn wait_for_transfers(load: &Meter, step: &str) -> Result<()> {
     let before = load.acknowledged();
     wait_until("transfers are acknowledged", || {
         Ok(load.acknowledged() >= before + TRANSFERS_BETWEEN)
@@ -57,20 +59,21 @@ fn all_safekeepers_are_replaced_under_load() -> Result<()> {
     let cluster = cluster("1")?;
     let endpoint = cluster.endpoint("main", "main", &[])?;
     bank::create(&mut endpoint.connect("postgres")?)?;
-    let load = bank::Load::start(&endpoint, 4);
-    wait_for_transfers(&load, "at first")?;
+    let meter = Arc::default();
+    let load = bank::Load::start(&endpoint, 4, &meter);
+    wait_for_transfers(&meter, "at first")?;
     cluster.neon(&["safekeeper", "add", "--count", "2"])?;
-    wait_for_transfers(&load, "with three")?;
+    wait_for_transfers(&meter, "with three")?;
     ensure!(members(&cluster)?.iter().all(|(_, members)| *members == [1, 2, 3]));
     // Any one of them may be down now, the first one as well, and be removed for good.
     kill_safekeeper(&cluster, 1)?;
-    wait_for_transfers(&load, "without the first")?;
+    wait_for_transfers(&meter, "without the first")?;
     cluster.neon(&["safekeeper", "remove", "1"])?;
     ensure!(!cluster.dir().join("safekeeper-1").exists());
     cluster.neon(&["safekeeper", "add"])?;
-    wait_for_transfers(&load, "with a fourth")?;
+    wait_for_transfers(&meter, "with a fourth")?;
     kill_safekeeper(&cluster, 2)?;
-    wait_for_transfers(&load, "without the second")?;
+    wait_for_transfers(&meter, "without the second")?;
     cluster.neon(&["start"])?;
     cluster.neon(&["safekeeper", "remove", "2"])?;
     cluster.neon(&["safekeeper", "add"])?;
@@ -79,16 +82,16 @@ fn all_safekeepers_are_replaced_under_load() -> Result<()> {
     let supervisor = cluster.pid("endpoints/main/compute.pid")?;
     let walproposer = system_tests::cluster::child_named(supervisor, "walproposer")?;
     kill_and_wait(walproposer.context("no walproposer runs")?)?;
-    wait_for_transfers(&load, "with a new walproposer")?;
+    wait_for_transfers(&meter, "with a new walproposer")?;
     // A new branch begins on the new ones, and has what was acknowledged before it was asked for.
-    let before = load.acknowledged();
+    let before = meter.acknowledged();
     cluster.neon(&["timeline", "branch", "copy"])?;
-    let acknowledged = load.finish();
+    let acknowledged = load.finish()?;
     check_on_a_new_compute(&cluster, &endpoint, &acknowledged)?;
     let copy = cluster.endpoint("copy", "copy", &[])?;
     let mut client = copy.connect("postgres")?;
     let rows: i64 = client.query_one("SELECT count(*) FROM ledger", &[])?.get(0);
-    ensure!(i64::try_from(before)? <= rows, "{rows} rows in the branch, {before} before it");
+    ensure!(before <= u64::try_from(rows)?, "{rows} rows in the branch, {before} before it");
     bank::check(&mut client, &std::collections::BTreeSet::new())
 }
 
@@ -97,8 +100,9 @@ fn a_change_that_was_killed_half_way_is_finished() -> Result<()> {
     let cluster = cluster("3")?;
     let endpoint = cluster.endpoint("main", "main", &[])?;
     bank::create(&mut endpoint.connect("postgres")?)?;
-    let load = bank::Load::start(&endpoint, 2);
-    wait_for_transfers(&load, "at first")?;
+    let meter = Arc::default();
+    let load = bank::Load::start(&endpoint, 2, &meter);
+    wait_for_transfers(&meter, "at first")?;
     // Without a majority of the old ones it cannot go on.
     kill_safekeeper(&cluster, 2)?;
     kill_safekeeper(&cluster, 3)?;
@@ -117,12 +121,12 @@ fn a_change_that_was_killed_half_way_is_finished() -> Result<()> {
     let members = members(&cluster)?;
     ensure!(members.len() == 5, "{members:?}");
     ensure!(members.iter().all(|(_, members)| *members == [1, 2, 3, 4, 5]), "{members:?}");
-    wait_for_transfers(&load, "with five")?;
+    wait_for_transfers(&meter, "with five")?;
     // Two of five may be down.
     kill_safekeeper(&cluster, 1)?;
     kill_safekeeper(&cluster, 4)?;
-    wait_for_transfers(&load, "with three of five")?;
-    let acknowledged = load.finish();
+    wait_for_transfers(&meter, "with three of five")?;
+    let acknowledged = load.finish()?;
     check_on_a_new_compute(&cluster, &endpoint, &acknowledged)
 }
 

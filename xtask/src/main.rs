@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod chaos;
 mod demo;
 mod fuzz;
 mod pg;
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Options),
     /// Run a regression suite of PostgreSQL on a compute.
     Regress(regress::Options),
+    /// Kill, stop and cut off processes of a system under load, and check what clients were told.
+    Chaos(chaos::Options),
     /// Measure, beside a reference in the same run.
     Bench(bench::Options),
     /// Fuzz what parses foreign bytes.
@@ -62,6 +65,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(options),
         Command::Test(options) => test::run(options),
         Command::Regress(options) => regress::run(options),
+        Command::Chaos(options) => chaos::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Fuzz(options) => fuzz::run(options),
         Command::Verify => verify::verify(),

@@ -18,7 +18,7 @@
 
 mod apt;
 mod patches;
-mod prerequisites;
+pub mod prerequisites;
 mod progress;
 mod source;
 mod tree;

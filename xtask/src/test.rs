@@ -1,8 +1,11 @@
-//! `cargo xtask test`: every test of the project, then PostgreSQL's regression suite on a compute.
+//! `cargo xtask test`: every test of the project, then PostgreSQL's regression suite on a compute, then random faults.
+
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::build::{self, Built};
+use crate::chaos;
 use crate::fuzz;
 use crate::pgvector;
 use crate::regress::{self, Suite};
@@ -22,6 +25,7 @@ pub struct Options {
 
 /// Runs everything and prints `N passed, N failed`.
 pub fn run(options: &Options) -> Result<()> {
+    chaos::ensure_tools()?;
     let built = build::everything()?;
     let mut tally = cargo_tests(&built, options)?;
     if !options.no_regress && options.package.is_none() {
@@ -44,6 +48,14 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     if options.package.is_none() {
+        let what = "strike a system at random";
+        match step(what, || chaos::short(&built, CHAOS_TIME)) {
+            Ok(count) => tally.add(count),
+            Err(error) => {
+                eprintln!("{error:#}");
+                tally.fail(what);
+            }
+        }
         tally.add(fuzz::bounded(FUZZ_SECONDS)?);
     }
     println!("{tally}");
@@ -53,6 +65,9 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Time for each fuzz target.
 const FUZZ_SECONDS: u32 = 5;
+
+/// Time for random faults.
+const CHAOS_TIME: Duration = Duration::from_secs(60);
 
 /// Runs of PostgreSQL's suites that belong to every test run: what, which, settings, page audit.
 const SUITE_RUNS: &[(&str, Suite, &[&str], bool)] = &[

@@ -1,15 +1,17 @@
 //! Errors as clients see them.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use wal_consensus::membership::MembershipConf;
 use wal_consensus::refusal::Refusal;
 
+use crate::digest::DigestError;
 use crate::timeline::TimelineError;
 use crate::timelines::TimelinesError;
+use crate::wal_storage::ReadError;
 
 #[derive(Debug, Serialize)]
 struct ErrorBody {
@@ -100,6 +102,25 @@ impl From<Refusal> for ApiError {
     }
 }
 
+impl From<DigestError> for ApiError {
+    fn from(error: DigestError) -> ApiError {
+        use DigestError as E;
+        let msg = error.to_string();
+        let (status, code) = match error {
+            E::Backwards { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            E::NotFlushed { .. } => (StatusCode::CONFLICT, "wal_not_flushed"),
+            E::BeforeStart { .. } | E::Read(ReadError::Removed(_)) => {
+                (StatusCode::GONE, "wal_removed")
+            }
+            E::Read(ReadError::File(_) | ReadError::Read { .. }) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
+            }
+            E::Timeline(error) => return error.into(),
+        };
+        ApiError::new(status, code, msg)
+    }
+}
+
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> ApiError {
         ApiError::new(rejection.status(), "bad_request", rejection.body_text())
@@ -108,6 +129,12 @@ impl From<JsonRejection> for ApiError {
 
 impl From<PathRejection> for ApiError {
     fn from(rejection: PathRejection) -> ApiError {
+        ApiError::new(rejection.status(), "bad_request", rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> ApiError {
         ApiError::new(rejection.status(), "bad_request", rejection.body_text())
     }
 }

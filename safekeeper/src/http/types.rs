@@ -45,6 +45,14 @@ impl From<CreateRequest> for CreateTimeline {
     }
 }
 
+/// WAL to make a digest of: from the first position up to the second.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DigestRange {
+    pub(super) from_lsn: Lsn,
+    pub(super) until_lsn: Lsn,
+}
+
 /// Everything about a timeline.
 #[derive(Debug, Serialize)]
 pub(super) struct TimelineStatus {

@@ -131,8 +131,7 @@ impl Leader<'_> {
             begin_lsn,
             end_lsn: begin_lsn + wal.len() as u64,
             commit_lsn: self.status.commit_lsn,
-            // What everybody has is not known here.
-            truncate_lsn: Lsn::INVALID,
+            truncate_lsn: self.status.truncate_lsn,
         };
         ProposerMessage::Append(AppendRequest { header, wal })
     }
@@ -188,6 +187,7 @@ mod tests {
         let status = PeerStatus {
             flush_lsn: Lsn(flush),
             commit_lsn: Lsn(0),
+            truncate_lsn: Lsn(0),
             term: Term(term),
             last_log_term: Term(last_log_term),
             term_history: TermHistory::default(),

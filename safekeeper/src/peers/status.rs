@@ -14,6 +14,8 @@ pub struct PeerStatus {
     pub flush_lsn: Lsn,
     /// What it knows to be committed.
     pub commit_lsn: Lsn,
+    /// What all members have, as it was told.
+    pub truncate_lsn: Lsn,
     /// Its promise.
     pub term: Term,
     /// Term of the last WAL in its log.
@@ -34,8 +36,15 @@ pub struct StatusError {
 
 impl PeerStatus {
     /// The columns, in their order.
-    pub const COLUMNS: [&'static str; 6] =
-        ["flush_lsn", "commit_lsn", "term", "last_log_term", "term_history", "pageservers"];
+    pub const COLUMNS: [&'static str; 7] = [
+        "flush_lsn",
+        "commit_lsn",
+        "truncate_lsn",
+        "term",
+        "last_log_term",
+        "term_history",
+        "pageservers",
+    ];
 
     /// Of this safekeeper.
     pub fn new(state: &CopyState, pageservers: BTreeMap<u32, Lsn>) -> PeerStatus {
@@ -43,6 +52,7 @@ impl PeerStatus {
         PeerStatus {
             flush_lsn: state.flush_lsn,
             commit_lsn: acceptor.commit_lsn,
+            truncate_lsn: acceptor.truncate_lsn,
             term: acceptor.term,
             last_log_term: state.last_log_term,
             term_history: acceptor.term_history.clone(),
@@ -54,10 +64,11 @@ impl PeerStatus {
     ///
     /// # Errors
     /// Never in practice: JSON of numbers.
-    pub fn row(&self) -> Result<[String; 6], serde_json::Error> {
+    pub fn row(&self) -> Result<[String; 7], serde_json::Error> {
         Ok([
             self.flush_lsn.to_string(),
             self.commit_lsn.to_string(),
+            self.truncate_lsn.to_string(),
             self.term.to_string(),
             self.last_log_term.to_string(),
             serde_json::to_string(&self.term_history)?,
@@ -84,6 +95,7 @@ impl PeerStatus {
         Ok(PeerStatus {
             flush_lsn: read("flush_lsn", &value, lsn)?,
             commit_lsn: read("commit_lsn", &value, lsn)?,
+            truncate_lsn: read("truncate_lsn", &value, lsn)?,
             term: read("term", &value, term)?,
             last_log_term: read("last_log_term", &value, term)?,
             term_history: read("term_history", &value, |text| serde_json::from_str(text).ok())?,
@@ -101,6 +113,7 @@ mod tests {
         PeerStatus {
             flush_lsn: Lsn(0x2_0000_0010),
             commit_lsn: Lsn(7),
+            truncate_lsn: Lsn(6),
             term: Term(9),
             last_log_term: Term(8),
             term_history: TermHistory::new(vec![(1, 5).into(), (8, 6).into()]).unwrap(),
@@ -117,13 +130,13 @@ mod tests {
     fn survives_a_round_trip_and_a_missing_column_is_named() {
         let row = sample().row().unwrap();
         assert_eq!(PeerStatus::of_row(|name| value(&row, name)), Ok(sample()));
-        let error = PeerStatus::of_row(|name| value(&row[..5], name)).unwrap_err();
+        let error = PeerStatus::of_row(|name| value(&row[..6], name)).unwrap_err();
         assert_eq!(error.to_string(), "TIMELINE_STATUS: column pageservers is None");
     }
 
     proptest! {
         #[test]
-        fn nothing_a_peer_says_panics(column in 0usize..6, text in ".{0,40}") {
+        fn nothing_a_peer_says_panics(column in 0usize..7, text in ".{0,40}") {
             let mut row = sample().row().unwrap();
             row[column] = text;
             let _ = PeerStatus::of_row(|name| value(&row, name));

@@ -241,6 +241,8 @@ pub struct Proposer {
     pub copy: CopyBoth,
     pub greeting: AcceptorGreeting,
     pub term: u64,
+    /// What it says that all safekeepers have.
+    pub truncate_lsn: Lsn,
 }
 
 impl Proposer {
@@ -258,7 +260,7 @@ impl Proposer {
             mconf: MembershipConf::default(),
             term: Term(0),
         };
-        let mut proposer = Proposer { copy, greeting, term: 0 };
+        let mut proposer = Proposer { copy, greeting, term: 0, truncate_lsn: Lsn(0) };
         proposer
             .send(ProposerMessage::Greeting(ProposerGreeting {
                 tenant_id: TENANT,
@@ -321,7 +323,7 @@ impl Proposer {
             begin_lsn,
             end_lsn,
             commit_lsn,
-            truncate_lsn: Lsn(0),
+            truncate_lsn: self.truncate_lsn,
         }
     }
 

@@ -57,6 +57,9 @@ pub const FOR_POSTGRES: &[Prerequisite] = &[
     header("openssl/ssl.h", "libssl-dev"),
 ];
 
+/// For cutting networks.
+pub const FOR_NETWORK_CUTS: &[Prerequisite] = &[program("tc", "iproute2")];
+
 /// Installs what is missing when we are root and there is apt-get; otherwise says how to.
 pub fn ensure(wanted: &[Prerequisite]) -> Result<()> {
     let missing = missing(wanted);
