@@ -8,7 +8,7 @@
 //! | POST `/v1/tenant/timeline` | create; 201, or 200 when it exists so already |
 //! | GET `/v1/tenant/timeline` | list |
 //! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | positions, terms, readers |
-//! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever; `{"dir_existed"}` |
+//! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever, here and in the object store; `{"dir_existed"}` |
 //! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/membership` | switch the configuration; 409 when older |
 //! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint` | save late positions, remove WAL, now |
 
@@ -29,6 +29,7 @@ use serde_json::json;
 use wal_consensus::membership::MembershipConf;
 use wal_consensus::refusal::Refusal;
 
+use crate::backup::WalStore;
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
 use crate::timelines::Timelines;
@@ -47,6 +48,8 @@ pub struct Api {
     pub timelines: Arc<Timelines>,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// Where WAL is backed up.
+    pub store: Option<WalStore>,
 }
 
 type ApiResult<T> = Result<T, ApiError>;
@@ -99,6 +102,7 @@ async fn metrics(State(api): State<Api>) -> ApiResult<String> {
             ("write", ladder.write_lsn),
             ("peer_horizon", ladder.truncate_lsn),
             ("remote_consistent", timeline.feedback().remote_consistent_lsn()),
+            ("backup", timeline.backup_lsn()),
         ] {
             let labels = [labels[0], labels[1], position];
             api.metrics.lsn.with_label_values(&labels).set(gauge(lsn.0));
@@ -134,8 +138,13 @@ async fn detail(State(api): State<Api>, path: TimelinePath) -> ApiResult<Json<Ti
     Ok(Json(TimelineStatus::of(&timeline).await?))
 }
 
+/// The objects of the timeline go, too (`[BK5]`); when that fails, the same request again goes on with it.
 async fn delete(State(api): State<Api>, path: TimelinePath) -> ApiResult<impl IntoResponse> {
-    let dir_existed = api.timelines.delete(id(path)?).await?;
+    let id = id(path)?;
+    let dir_existed = api.timelines.delete(id).await?;
+    if let Some(store) = &api.store {
+        store.delete_timeline(id).await?;
+    }
     Ok(Json(json!({ "dir_existed": dir_existed })))
 }
 
@@ -174,6 +183,6 @@ fn refused_switch(refusal: Refusal) -> ApiResult<axum::response::Response> {
 }
 
 async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {
-    api.timelines.get(id(path)?)?.maintain().await?;
+    api.timelines.get(id(path)?)?.maintain(api.store.is_some()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

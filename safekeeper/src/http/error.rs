@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use wal_consensus::refusal::Refusal;
 
+use crate::backup::StoreError;
 use crate::timeline::TimelineError;
 use crate::timelines::TimelinesError;
 
@@ -61,6 +62,12 @@ impl From<TimelinesError> for ApiError {
 impl From<TimelineError> for ApiError {
     fn from(error: TimelineError) -> ApiError {
         TimelinesError::from(error).into()
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        ApiError::new(StatusCode::BAD_GATEWAY, "object_store_failed", error.to_string())
     }
 }
 

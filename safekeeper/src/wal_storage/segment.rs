@@ -30,7 +30,7 @@ pub(super) fn partial_path(dir: &Path, segno: u64) -> PathBuf {
 }
 
 /// Segment number of a file name; `None` for files that are no segments.
-fn parse_name(name: &str) -> Option<u64> {
+pub(super) fn parse_name(name: &str) -> Option<u64> {
     let stem = name.strip_suffix(PARTIAL_SUFFIX).unwrap_or(name);
     if stem.len() != 24 || !stem.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;

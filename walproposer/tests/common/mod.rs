@@ -210,6 +210,8 @@ impl TestSafekeeper {
             max_connections: 100,
             keepalive_interval: Duration::from_secs(1),
             maintenance_interval: Duration::from_millis(200),
+            remote_storage: None,
+            partial_backup_timeout: Duration::from_secs(900),
         };
         let runtime = runtime();
         let safekeeper = wait_for("a safekeeper to start", || {
