@@ -9,6 +9,8 @@ use std::time::Duration;
 use pg_types::NodeId;
 use serde::Deserialize;
 
+use crate::backup::RemoteStorage;
+
 /// Prefix of environment variables that override a key of the file: `NEON_SAFEKEEPER__LISTEN_PG_ADDR=…`.
 pub const ENV_PREFIX: &str = "NEON_SAFEKEEPER__";
 
@@ -43,6 +45,12 @@ pub struct Config {
     /// often while nothing does.
     #[serde(default = "defaults::peer_interval", with = "duration")]
     pub peer_interval: Duration,
+    /// Where WAL is backed up; without it nowhere.
+    #[serde(default)]
+    pub remote_storage: Option<RemoteStorage>,
+    /// The beginning of the last segment is backed up when nothing was committed for so long.
+    #[serde(default = "defaults::partial_backup_timeout", with = "duration")]
+    pub partial_backup_timeout: Duration,
 }
 
 mod defaults {
@@ -68,6 +76,9 @@ mod defaults {
     }
     pub(super) fn maintenance_interval() -> Duration {
         Duration::from_secs(5)
+    }
+    pub(super) fn partial_backup_timeout() -> Duration {
+        Duration::from_secs(15 * 60)
     }
 }
 
@@ -171,10 +182,14 @@ impl Config {
             ("connection_timeout", self.connection_timeout),
             ("keepalive_interval", self.keepalive_interval),
             ("maintenance_interval", self.maintenance_interval),
+            ("partial_backup_timeout", self.partial_backup_timeout),
         ] {
             if value.is_zero() {
                 return wrong(key, "must be longer than 0");
             }
+        }
+        if let Some(reason) = self.remote_storage.as_ref().and_then(RemoteStorage::problem) {
+            return wrong("remote_storage", reason);
         }
         if self.connection_timeout <= self.keepalive_interval {
             return wrong("connection_timeout", "must be longer than keepalive_interval");
@@ -208,6 +223,10 @@ mod tests {
         let file = format!("{MINIMAL}connection_timeout = '5s'\nlisten_pg_addr = '[::1]:7'\n");
         let config = parse(&file, &[("NEON_SAFEKEEPER__ID", "9")]).unwrap();
         assert_eq!((config.id, config.connection_timeout), (NodeId(9), Duration::from_secs(5)));
+        let storage = "{ bucket_name = 'b', endpoint = 'http://localhost:9000' }";
+        let config = parse(&file, &[("NEON_SAFEKEEPER__REMOTE_STORAGE", storage)]).unwrap();
+        let storage = config.remote_storage.unwrap();
+        assert_eq!(storage.endpoint.as_deref(), Some("http://localhost:9000"));
         let config = parse(&file, &[("NEON_SAFEKEEPER__CONNECTION_TIMEOUT", "1h")]).unwrap();
         assert_eq!(config.connection_timeout, Duration::from_secs(3600));
     }
@@ -233,6 +252,21 @@ mod tests {
                 "id = 1\ndata_dir = '/d'\nconnection_timeout = '1s'",
                 &[],
                 &["longer than keepalive_interval"],
+            ),
+            (
+                "id = 1\ndata_dir = '/d'\n[remote_storage]\nlocal_path = '/s'\nbucket_name = 'b'",
+                &[],
+                &["remote_storage has both local_path and bucket_name"],
+            ),
+            (
+                "id = 1\ndata_dir = '/d'\n[remote_storage]",
+                &[],
+                &["needs local_path or bucket_name"],
+            ),
+            (
+                "id = 1\ndata_dir = '/d'\n[remote_storage]\nbucket_name = 'b'\nprefix_in_bucket = 'a//../b'",
+                &[],
+                &["remote_storage has a prefix_in_bucket"],
             ),
         ] {
             let message = parse(text, variables).unwrap_err().to_string();

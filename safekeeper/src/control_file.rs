@@ -21,8 +21,10 @@ pub const CONTROL_FILE_NAME: &str = "safekeeper.control";
 
 /// First four bytes.
 const MAGIC: u32 = 0x4E53_4B43;
-/// Version that this program writes, and the only one it reads.
-const FORMAT_VERSION: u32 = 1;
+/// Version that this program writes.
+const FORMAT_VERSION: u32 = 2;
+/// Oldest version that it reads: it had no `backup_lsn`.
+const FORMAT_VERSION_MIN: u32 = 1;
 const HEADER_LEN: usize = 12;
 const CRC_LEN: usize = 4;
 
@@ -38,6 +40,9 @@ pub struct ControlFile {
     pub acceptor_state: AcceptorState,
     /// Page servers need no WAL below this any more: the least over their shards.
     pub remote_consistent_lsn: Lsn,
+    /// WAL below this is in the object store; 0 when nothing is. Since version 2.
+    #[serde(default)]
+    pub backup_lsn: Lsn,
 }
 
 impl ControlFile {
@@ -49,6 +54,12 @@ impl ControlFile {
     pub fn removal_horizon(&self) -> Lsn {
         let state = &self.acceptor_state;
         self.remote_consistent_lsn.min(state.commit_lsn).min(state.truncate_lsn)
+    }
+
+    /// WAL below this can go from the disk now: where there is an object store (`[BK3]`), what is not in it stays.
+    pub fn removable_below(&self, has_store: bool) -> Lsn {
+        let horizon = self.removal_horizon();
+        if has_store { horizon.min(self.backup_lsn) } else { horizon }
     }
 }
 
@@ -78,7 +89,10 @@ pub enum ControlFileError {
         computed: u32,
     },
     /// Another program version wrote it.
-    #[error("control file has format version {0}, this program reads version {FORMAT_VERSION}")]
+    #[error(
+        "control file has format version {0}, this program reads versions \
+         {FORMAT_VERSION_MIN} to {FORMAT_VERSION}"
+    )]
     Version(u32),
     /// The body is not what it should be although the CRC is right.
     #[error("control file body: {0}")]
@@ -127,7 +141,7 @@ impl ControlFile {
             return Err(ControlFileError::Crc { found, computed });
         }
         let version = u32_at(content, 4).ok_or_else(too_short)?;
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
             return Err(ControlFileError::Version(version));
         }
         let body_len = u32_at(content, 8).ok_or_else(too_short)?;
@@ -195,7 +209,32 @@ mod tests {
                 ..AcceptorState::default()
             },
             remote_consistent_lsn: Lsn(150),
+            backup_lsn: Lsn(140),
         }
+    }
+
+    /// What the first version of this program wrote for `sample(200)`.
+    const VERSION_1: &str = concat!(
+        r#"{"tenant_id":"01010101010101010101010101010101","#,
+        r#""timeline_id":"02020202020202020202020202020202","#,
+        r#""acceptor_state":{"mconf":{"generation":0,"members":[],"new_members":null},"term":7,"#,
+        r#""term_history":[{"term":0,"lsn":"0/64"},{"term":7,"lsn":"0/C8"}],"#,
+        r#""pg_version":170011,"system_id":0,"wal_seg_size":0,"timeline_start_lsn":"0/0","#,
+        r#""local_start_lsn":"0/0","commit_lsn":"0/C8","truncate_lsn":"0/0"},"#,
+        r#""remote_consistent_lsn":"0/96"}"#
+    );
+
+    #[test]
+    fn the_first_version_is_read_and_knows_of_no_backup() {
+        let mut bytes = Vec::new();
+        for field in [MAGIC, 1, u32::try_from(VERSION_1.len()).unwrap()] {
+            bytes.extend_from_slice(&field.to_le_bytes());
+        }
+        bytes.extend_from_slice(VERSION_1.as_bytes());
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        let old = ControlFile::decode(&bytes).unwrap();
+        assert_eq!(old, ControlFile { backup_lsn: Lsn(0), ..sample(200) });
     }
 
     #[test]
@@ -212,6 +251,9 @@ mod tests {
     fn horizon_is_bounded_by_all_positions() {
         assert_eq!(sample(200).removal_horizon(), Lsn(150));
         assert_eq!(sample(120).removal_horizon(), Lsn(120));
+        assert_eq!(sample(200).removable_below(false), Lsn(150));
+        assert_eq!(sample(200).removable_below(true), Lsn(140));
+        assert_eq!(sample(120).removable_below(true), Lsn(120));
         let mut somebody_lags = sample(200);
         somebody_lags.acceptor_state.truncate_lsn = Lsn(110);
         assert_eq!(somebody_lags.removal_horizon(), Lsn(110));

@@ -8,7 +8,7 @@
 //! | POST `/v1/tenant/timeline` | create; 201, or 200 when it exists so already |
 //! | GET `/v1/tenant/timeline` | list |
 //! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | positions, terms, readers |
-//! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever; `{"dir_existed"}` |
+//! | DELETE `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | delete for ever, here and in the object store; `{"dir_existed"}` |
 //! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/membership` | switch the configuration; 409 when older |
 //! | PUT `/v1/tenant/{tenant_id}/timeline/{timeline_id}/exclude` | leave: remove it here; `{"dir_existed"}`, 403 for a member |
 //! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/term_bump` | promise a term |
@@ -33,6 +33,7 @@ use axum::routing::{get, post, put};
 use pg_types::{NodeId, TenantId, TimelineId};
 use serde_json::json;
 
+use crate::backup::WalStore;
 use crate::digest;
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
@@ -52,6 +53,8 @@ pub struct Api {
     pub timelines: Arc<Timelines>,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// Where WAL is backed up.
+    pub store: Option<WalStore>,
 }
 
 type ApiResult<T> = Result<T, ApiError>;
@@ -109,6 +112,7 @@ async fn metrics(State(api): State<Api>) -> ApiResult<String> {
             ("write", ladder.write_lsn),
             ("peer_horizon", ladder.truncate_lsn),
             ("remote_consistent", timeline.feedback().remote_consistent_lsn()),
+            ("backup", timeline.backup_lsn()),
         ] {
             let labels = [labels[0], labels[1], position];
             api.metrics.lsn.with_label_values(&labels).set(gauge(lsn.0));
@@ -144,13 +148,18 @@ async fn detail(State(api): State<Api>, path: TimelinePath) -> ApiResult<Json<Ti
     Ok(Json(TimelineStatus::of(&timeline).await?))
 }
 
+/// The objects of the timeline go, too (`[BK5]`); when that fails, the same request again goes on with it.
 async fn delete(State(api): State<Api>, path: TimelinePath) -> ApiResult<impl IntoResponse> {
-    let dir_existed = api.timelines.delete(id(path)?).await?;
+    let id = id(path)?;
+    let dir_existed = api.timelines.delete(id).await?;
+    if let Some(store) = &api.store {
+        store.delete_timeline(id).await?;
+    }
     Ok(Json(json!({ "dir_existed": dir_existed })))
 }
 
 async fn checkpoint(State(api): State<Api>, path: TimelinePath) -> ApiResult<StatusCode> {
-    api.timelines.get(id(path)?)?.maintain().await?;
+    api.timelines.get(id(path)?)?.maintain(api.store.is_some()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

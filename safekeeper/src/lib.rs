@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod command;
 pub mod config;
 pub mod control_file;
@@ -28,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use backup::{StoreError, Uploads, WalStore};
 pub use config::Config;
 use durable::{Context, FileError};
 use http::Api;
@@ -47,6 +49,9 @@ pub enum RunError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The object store for WAL cannot be used.
+    #[error("remote_storage: {0}")]
+    Store(#[from] StoreError),
     /// Another process works on the data directory.
     #[error("{} is in use by another safekeeper process", .0.display())]
     Locked(PathBuf),
@@ -74,6 +79,8 @@ pub struct Safekeeper {
     config: Arc<Config>,
     timelines: Arc<Timelines>,
     metrics: Metrics,
+    /// Where WAL is backed up.
+    store: Option<WalStore>,
     pg_listener: TcpListener,
     http_listener: TcpListener,
     /// Ends work on timelines, after the connections have ended.
@@ -94,6 +101,9 @@ impl Safekeeper {
         let stop_timelines = CancellationToken::new();
         durable::create_dir_all(&config.data_dir)?;
         let lock = lock_data_dir(&config.data_dir)?;
+        let runtime = tokio::runtime::Handle::current();
+        let store = config.remote_storage.as_ref();
+        let store = store.map(|settings| WalStore::open(settings, runtime)).transpose()?;
         let pg_listener = listen("listen_pg_addr", config.listen_pg_addr).await?;
         let http_listener = listen("listen_http_addr", config.listen_http_addr).await?;
         let (data_dir, id) = (config.data_dir.clone(), config.id);
@@ -106,6 +116,7 @@ impl Safekeeper {
             config: Arc::new(config),
             timelines: Arc::new(timelines),
             metrics,
+            store,
             pg_listener,
             http_listener,
             stop_timelines,
@@ -126,11 +137,19 @@ impl Safekeeper {
             config: Arc::clone(&self.config),
             timelines: Arc::clone(&self.timelines),
             metrics: self.metrics.clone(),
+            store: self.store.clone(),
         };
+        let uploads = self.store.clone().map(|store| {
+            let timeout = self.config.partial_backup_timeout;
+            let uploads = Uploads::new(store, self.config.id, timeout, self.metrics.clone());
+            tokio::spawn(uploads.run(Arc::clone(&self.timelines), stop.clone()))
+        });
+        let has_store = self.store.is_some();
         let api = Api {
             id: self.config.id,
             timelines: Arc::clone(&self.timelines),
             metrics: self.metrics,
+            store: self.store,
         };
         let pg = tokio::spawn(service.serve(self.pg_listener, stop.clone()));
         let http = axum::serve(self.http_listener, http::router(api))
@@ -151,7 +170,10 @@ impl Safekeeper {
         pg.await?;
         maintenance.await?;
         peers.await?;
-        save_all(&self.timelines).await;
+        if let Some(uploads) = uploads {
+            uploads.await?;
+        }
+        save_all(&self.timelines, has_store).await;
         self.stop_timelines.cancel();
         // Open keep-alive connections would hold it up for ever; nothing is lost by cutting them.
         http.abort();
@@ -169,16 +191,16 @@ async fn maintain(timelines: Arc<Timelines>, config: Arc<Config>, stop: Cancella
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => save_all(&timelines).await,
+            _ = ticks.tick() => save_all(&timelines, config.remote_storage.is_some()).await,
         }
     }
 }
 
 /// Failures are logged where they happen and quarantine their timeline.
-async fn save_all(timelines: &Timelines) {
+async fn save_all(timelines: &Timelines, has_store: bool) {
     for (_, timeline) in timelines.list() {
         if let Ok(timeline) = timeline {
-            drop(timeline.maintain().await);
+            drop(timeline.maintain(has_store).await);
         }
     }
 }

@@ -29,6 +29,14 @@ pub struct Metrics {
     pub control_file_seconds: Histogram,
     /// Segments removed because nobody needs them.
     pub removed_segments: IntCounter,
+    /// Objects made in the object store.
+    pub backup_uploads: IntCounter,
+    /// WAL bytes in them.
+    pub backup_bytes: IntCounter,
+    /// Uploads that failed.
+    pub backup_errors: IntCounter,
+    /// WAL bytes read back from the object store.
+    pub backup_fetched_bytes: IntCounter,
     /// WAL bytes sent.
     pub sent_bytes: IntCounter,
     /// Connections of proposers.
@@ -88,6 +96,13 @@ impl Metrics {
                 DISK_SECONDS,
             )?,
             removed_segments: counter("removed_segments_total", "WAL segments removed")?,
+            backup_uploads: counter("backup_uploads_total", "WAL objects uploaded")?,
+            backup_bytes: counter("backup_uploaded_bytes_total", "WAL bytes uploaded")?,
+            backup_errors: counter("backup_errors_total", "Uploads of WAL that failed")?,
+            backup_fetched_bytes: counter(
+                "backup_fetched_bytes_total",
+                "WAL bytes read from the object store",
+            )?,
             sent_bytes: counter("sent_wal_bytes_total", "WAL bytes sent to readers")?,
             wal_receivers: gauge("wal_receivers", "Connections of proposers")?,
             wal_senders: gauge("wal_senders", "Connections of WAL readers")?,

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::backup::{BackedUpWal, WalStore};
 use crate::command::Command;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -40,6 +41,8 @@ pub struct PgService {
     pub timelines: Arc<Timelines>,
     /// Where to count.
     pub metrics: Metrics,
+    /// Where WAL is that has been removed here.
+    pub store: Option<WalStore>,
 }
 
 impl PgService {
@@ -170,7 +173,9 @@ impl Handler<TcpStream> for Session {
                     application_name: self.application_name.clone(),
                     keepalive_interval: self.service.config.keepalive_interval,
                 };
-                send_wal(pgb, &timeline, subscription, &self.service.metrics).await
+                let (store, metrics) = (self.service.store.clone(), &self.service.metrics);
+                let wal = BackedUpWal::new(&timeline, store, metrics.clone());
+                send_wal(pgb, &timeline, subscription, wal, metrics).await
             }
             Command::IdentifySystem => {
                 let timeline = self.timeline(id)?;

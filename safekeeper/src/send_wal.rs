@@ -15,12 +15,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tracing::Instrument;
 
+use crate::backup::{BackedUpWal, FetchError};
 use crate::feedback::ReaderId;
 use crate::metrics::Metrics;
 use crate::receive_wal::how;
 use crate::timeline::Timeline;
 use crate::timeline::core::Progress;
-use crate::wal_storage::{ReadError, WalReader};
+use crate::wal_storage::ReadError;
 
 /// WAL for page servers is sent this often, unless somebody waits for it: a message for each commit would cost both sides,
 /// and on a busy machine the commit itself, more than the WAL is worth.
@@ -50,6 +51,7 @@ pub async fn send_wal(
     pgb: &mut Backend,
     timeline: &Arc<Timeline>,
     subscription: Subscription,
+    wal: BackedUpWal,
     metrics: &Metrics,
 ) -> Result<(), QueryError> {
     let span = tracing::info_span!("WAL sender", ttid = %timeline.id());
@@ -61,7 +63,7 @@ pub async fn send_wal(
         let mut sender = Sender {
             timeline,
             metrics,
-            wal: timeline.reader(),
+            wal,
             progress: timeline.subscribe(),
             committed: timeline.subscribe_committed(),
             id,
@@ -90,7 +92,7 @@ pub async fn send_wal(
 struct Sender<'a> {
     timeline: &'a Arc<Timeline>,
     metrics: &'a Metrics,
-    wal: WalReader,
+    wal: BackedUpWal,
     progress: watch::Receiver<Progress>,
     committed: watch::Receiver<Lsn>,
     id: ReaderId,
@@ -139,7 +141,7 @@ impl Sender<'_> {
         quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let turn = async {
-                if pgb.pending_output() == 0 && self.queue_next(pgb)? {
+                if pgb.pending_output() == 0 && self.queue_next(pgb).await? {
                     quiet.reset();
                 }
                 let sending = pgb.pending_output() > 0;
@@ -190,13 +192,13 @@ impl Sender<'_> {
     }
 
     /// Queues the next piece of WAL, if there is one.
-    fn queue_next(&mut self, pgb: &mut Backend) -> Result<bool, CopyStreamEnd> {
+    async fn queue_next(&mut self, pgb: &mut Backend) -> Result<bool, CopyStreamEnd> {
         let end_lsn = self.end_lsn()?;
         let available = end_lsn.saturating_sub(self.sent_lsn);
         if available == 0 || self.pauses.hold(available).is_some() {
             return Ok(false);
         }
-        let data = self.read(chunk_len(self.sent_lsn, available))?;
+        let data = self.read(chunk_len(self.sent_lsn, available)).await?;
         if self.term.is_some() {
             // The log may have been cut while it was read: then these bytes are nobody's.
             self.end_lsn()?;
@@ -216,12 +218,17 @@ impl Sender<'_> {
         Ok(true)
     }
 
-    fn read(&mut self, len: u64) -> Result<Bytes, CopyStreamEnd> {
+    async fn read(&mut self, len: u64) -> Result<Bytes, CopyStreamEnd> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        self.wal.read(self.sent_lsn, len).map_err(|error| {
+        let read = tokio::select! {
+            read = self.wal.read(self.sent_lsn, len) => read,
+            // The object store may take its time.
+            () = self.timeline.cancellation().cancelled() => return Err(CopyStreamEnd::Cancelled),
+        };
+        read.map_err(|error| {
             let code = match error {
-                ReadError::Removed(_) => SqlState::UNDEFINED_FILE,
-                ReadError::File(_) | ReadError::Read { .. } => SqlState::IO_ERROR,
+                FetchError::Local(ReadError::Removed(_)) => SqlState::UNDEFINED_FILE,
+                FetchError::Local(_) | FetchError::Store { .. } => SqlState::IO_ERROR,
             };
             refused(code, error.to_string())
         })

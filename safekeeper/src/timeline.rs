@@ -61,6 +61,8 @@ pub struct Timeline {
     /// The commit position alone, for readers that are not to be woken by each flush before it.
     committed: watch::Sender<Lsn>,
     feedback: Feedback,
+    /// WAL below this is in the object store.
+    backup_lsn: AtomicU64,
     /// Connected proposers.
     links: Mutex<HashMap<ConnId, mpsc::Sender<Outgoing>>>,
     next_conn: AtomicU64,
@@ -128,6 +130,7 @@ impl Timeline {
             progress: watch::Sender::new(core.progress()),
             committed: watch::Sender::new(core.progress().ladder.commit_lsn),
             feedback: Feedback::new(core.control_file().remote_consistent_lsn),
+            backup_lsn: AtomicU64::new(core.control_file().backup_lsn.0),
             core: tokio::sync::Mutex::new(core),
             broken: OnceLock::new(),
             links: Mutex::default(),
@@ -285,13 +288,24 @@ impl Timeline {
         }
     }
 
-    /// Saves late positions, removes WAL that is not needed.
-    pub async fn maintain(&self) -> Result<(), TimelineError> {
+    /// WAL below this is in the object store; perhaps not saved yet.
+    pub fn backup_lsn(&self) -> Lsn {
+        Lsn(self.backup_lsn.load(Ordering::Acquire))
+    }
+
+    /// The object store has acknowledged everything below.
+    pub fn note_backup(&self, lsn: Lsn) {
+        self.backup_lsn.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// Saves late positions, removes WAL that is not needed; where there is an object store, only what is in it.
+    pub async fn maintain(&self, has_store: bool) -> Result<(), TimelineError> {
         let remote_consistent_lsn = self.feedback.remote_consistent_lsn();
+        let backup_lsn = self.backup_lsn();
         // Looked at under the lock of the core: who begins a copy takes its state after this, or is seen here.
         let work = |core: &mut Core| {
             let may_remove = self.copies.load(Ordering::SeqCst) == 0;
-            core.maintain(remote_consistent_lsn, may_remove)
+            core.maintain(remote_consistent_lsn, backup_lsn, has_store, may_remove)
         };
         self.with_core(work).await
     }

@@ -376,6 +376,7 @@ fn initial_control_file(request: &CreateTimeline) -> Result<ControlFile, Timelin
             ..AcceptorState::default()
         },
         remote_consistent_lsn: Lsn::INVALID,
+        backup_lsn: Lsn::INVALID,
     })
 }
 

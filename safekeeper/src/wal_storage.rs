@@ -219,6 +219,11 @@ pub fn segment_path_for_copy(dir: &Path, name: &str, unfinished: bool) -> Option
     Some(path(dir, segno))
 }
 
+/// Number of a whole segment from its file name; `None` for every other name.
+pub fn segment_number_of_name(name: &str) -> Option<u64> {
+    segment::parse_name(name).filter(|_| name.len() == 24)
+}
+
 /// First position of the oldest segment in `dir`; `None` when there is no WAL.
 pub fn oldest_wal(dir: &Path) -> Result<Option<Lsn>, FileError> {
     Ok(segment::numbers(dir)?.first().copied().map(segment_start))

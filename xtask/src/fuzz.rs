@@ -14,7 +14,16 @@ use crate::run::{cargo, check, root, step};
 use crate::tally::Tally;
 
 /// Programs in `tests/fuzz/targets`.
-const TARGETS: &[&str] = &["wal_record", "wal_stream", "page_request", "consensus_message"];
+const TARGETS: &[&str] = &[
+    "wal_record",
+    "wal_stream",
+    "page_request",
+    "page_response",
+    "consensus_message",
+    "wire_frontend",
+    "wire_backend",
+    "control_file",
+];
 
 /// What makes libFuzzer see which code an input reaches.
 const COVERAGE_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -53,9 +62,10 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The share of every test run: all targets, a few seconds each.
+/// The share of every test run: all targets, which share `seconds`.
 pub fn bounded(seconds: u32) -> Result<Tally> {
-    campaign(TARGETS, seconds, None)
+    let count = u32::try_from(TARGETS.len()).unwrap_or(u32::MAX);
+    campaign(TARGETS, (seconds / count).max(1), None)
 }
 
 fn campaign(targets: &[&str], seconds: u32, seed: Option<u32>) -> Result<Tally> {
@@ -76,7 +86,13 @@ fn campaign(targets: &[&str], seconds: u32, seed: Option<u32>) -> Result<Tally> 
         let seed = seed.unwrap_or_else(std::process::id);
         eprintln!("==> fuzz {target} for {seconds} s, --seed {seed}");
         let mut fuzz = Command::new(target_dir.join(host()?).join("release").join(target));
-        fuzz.arg(&corpus).arg(format!("-max_total_time={seconds}")).arg(format!("-seed={seed}"));
+        fuzz.arg(&corpus);
+        // What chance does not find: inputs that make sense, kept in the tree.
+        let seeds = root().join("tests/fuzz/seeds").join(target);
+        if seeds.is_dir() {
+            fuzz.arg(seeds);
+        }
+        fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-seed={seed}"));
         fuzz.arg(format!("-max_len={INPUT_BYTES_MAX}")).arg("-print_final_stats=1");
         fuzz.arg(format!("-artifact_prefix={}/{target}-", artifacts.display()));
         let output = fuzz.output()?;

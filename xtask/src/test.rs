@@ -63,8 +63,8 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Time for each fuzz target.
-const FUZZ_SECONDS: u32 = 5;
+/// Time for all fuzz targets together.
+const FUZZ_SECONDS: u32 = 40;
 
 /// Time for random faults.
 const CHAOS_TIME: Duration = Duration::from_secs(60);

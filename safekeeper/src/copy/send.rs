@@ -8,10 +8,11 @@ use pg_types::{Lsn, PG_TLI};
 use tokio::runtime::Handle;
 
 use super::END;
-use crate::control_file::{CONTROL_FILE_NAME, ControlFile, ControlFileError};
+use crate::control_file::{CONTROL_FILE_NAME, ControlFileError};
+use crate::durable::FileError;
 use crate::timeline::core::CopyState;
 use crate::timeline::{Timeline, TimelineError};
-use crate::wal_storage::WalReader;
+use crate::wal_storage::{WalReader, oldest_wal};
 
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
@@ -26,6 +27,9 @@ pub enum SendError {
     /// The control file cannot be made.
     #[error(transparent)]
     ControlFile(#[from] ControlFileError),
+    /// The directory of the timeline cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Another history began meanwhile, so the bytes may belong to either.
     #[error("the log was cut while it was copied")]
     Cut,
@@ -39,8 +43,9 @@ pub fn send(timeline: &Timeline, runtime: &Handle, out: impl Write) -> Result<()
     let (state, _kept) = runtime.block_on(timeline.begin_copy())?;
     let mut archive = tar::Builder::new(out);
     entry(&mut archive, CONTROL_FILE_NAME, &state.control.encode()?)?;
-    let first_lsn = first_lsn(&state.control);
-    let mut begin_lsn = first_lsn;
+    // All that is here, since the object store may lack what page servers need no more.
+    let oldest_lsn = oldest_wal(timeline.dir())?.unwrap_or(state.flush_lsn);
+    let mut begin_lsn = oldest_lsn.max(state.control.acceptor_state.local_start_lsn);
     while begin_lsn < state.flush_lsn {
         let segno = segment_number(begin_lsn);
         let end_lsn = state.flush_lsn.min(segment_start(segno + 1));
@@ -62,11 +67,6 @@ pub fn send(timeline: &Timeline, runtime: &Handle, out: impl Write) -> Result<()
     entry(&mut archive, END, b"")?;
     archive.into_inner()?.flush()?;
     Ok(())
-}
-
-/// The first position whose segment must be there.
-fn first_lsn(control: &ControlFile) -> Lsn {
-    control.removal_horizon().max(control.acceptor_state.local_start_lsn)
 }
 
 fn entry<W: Write>(archive: &mut tar::Builder<W>, name: &str, content: &[u8]) -> io::Result<()> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use wal_consensus::membership::MembershipConf;
 use wal_consensus::refusal::Refusal;
 
+use crate::backup::StoreError;
 use crate::digest::DigestError;
 use crate::timeline::TimelineError;
 use crate::timelines::TimelinesError;
@@ -79,6 +80,12 @@ impl From<TimelinesError> for ApiError {
 impl From<TimelineError> for ApiError {
     fn from(error: TimelineError) -> ApiError {
         TimelinesError::from(error).into()
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        ApiError::new(StatusCode::BAD_GATEWAY, "object_store_failed", error.to_string())
     }
 }
 

@@ -68,6 +68,7 @@ pub(super) struct TimelineStatus {
     commit_lsn: Lsn,
     peer_horizon_lsn: Lsn,
     remote_consistent_lsn: Lsn,
+    backup_lsn: Lsn,
     walsenders: Vec<WalSenderStatus>,
     walreceivers: usize,
 }
@@ -140,6 +141,7 @@ impl TimelineStatus {
             commit_lsn: ladder.commit_lsn,
             peer_horizon_lsn: ladder.truncate_lsn,
             remote_consistent_lsn: timeline.feedback().remote_consistent_lsn(),
+            backup_lsn: timeline.backup_lsn(),
             walsenders: walsenders.collect(),
             walreceivers: timeline.connected_proposers(),
         })

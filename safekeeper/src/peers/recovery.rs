@@ -177,6 +177,7 @@ mod tests {
                 timeline_id: TimelineId([2; 16]),
                 acceptor_state: AcceptorState { term: Term(term), ..AcceptorState::default() },
                 remote_consistent_lsn: Lsn(0),
+                backup_lsn: Lsn(0),
             },
             flush_lsn: Lsn(flush),
             last_log_term: Term(last_log_term),

@@ -221,18 +221,26 @@ impl Core {
     }
 
     /// Saves what may be saved late, and removes WAL that nobody needs according to what is saved, unless it is being
-    /// copied.
-    pub fn maintain(&mut self, remote_consistent_lsn: Lsn, may_remove: bool) -> Result<(), Broken> {
+    /// copied. `backup_lsn` tells what is in the object store; it counts where there is one.
+    pub fn maintain(
+        &mut self,
+        remote_consistent_lsn: Lsn,
+        backup_lsn: Lsn,
+        has_store: bool,
+        may_remove: bool,
+    ) -> Result<(), Broken> {
         // Nobody can be consistent with WAL that is not committed.
         let remote = remote_consistent_lsn.min(self.acceptor.ladder().commit_lsn);
-        let moved = self.control.remote_consistent_lsn < remote;
+        let moved =
+            self.control.remote_consistent_lsn < remote || self.control.backup_lsn < backup_lsn;
         self.control.remote_consistent_lsn = self.control.remote_consistent_lsn.max(remote);
+        self.control.backup_lsn = self.control.backup_lsn.max(backup_lsn);
         let commit_before = self.control.acceptor_state.commit_lsn;
         self.step(AcceptorInput::SaveState)?;
         if moved && self.control.acceptor_state.commit_lsn == commit_before {
             self.save_control()?;
         }
-        let horizon = self.control.removal_horizon();
+        let horizon = self.control.removable_below(has_store);
         let first_needed = pg_types::xlog::segment_number(horizon);
         if may_remove && self.removed_below < first_needed {
             let removed = blocking(|| self.wal.remove_below(horizon))?;

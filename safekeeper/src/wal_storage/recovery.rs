@@ -93,7 +93,8 @@ fn check_segments_present(dir: &Path, known: Known) -> Result<(), RecoveryError>
 }
 
 /// A record boundary at or below the commit position, so that committed WAL near it is checked, too: the first one
-/// of its segment, or of the segment before when its own has none. Failing both, the commit position itself.
+/// of its segment, or of the segment before when its own has none. Failing both, the commit position itself; the
+/// page headers before it have been checked then, so that no other segment's records are taken for these.
 fn scan_start(dir: &Path, known: Known) -> Result<Lsn, RecoveryError> {
     let commit_segno = segment_number(known.commit_lsn);
     for segno in [Some(commit_segno), commit_segno.checked_sub(1)].into_iter().flatten() {
@@ -101,30 +102,40 @@ fn scan_start(dir: &Path, known: Known) -> Result<Lsn, RecoveryError> {
             return Ok(known.local_start_lsn.min(known.commit_lsn));
         }
         let Some(file) = segment::open_any(dir, segno)? else { continue };
-        let first = first_record(&file, segment_start(segno));
-        if let Some(first) = first.filter(|&first| first < known.commit_lsn) {
+        if let Some(first) = first_record(&file, segment_start(segno), known.commit_lsn)? {
             return Ok(first);
         }
     }
     Ok(known.commit_lsn)
 }
 
-/// Start of the first record that begins in a segment, from the lengths in its page headers.
-fn first_record(file: &File, segment_begin: Lsn) -> Option<Lsn> {
+/// Start of the first record below `commit_lsn` that begins in a segment, from the lengths in its page headers. Every
+/// page that begins below `commit_lsn` is committed and must have a header that is right.
+fn first_record(
+    file: &File,
+    segment_begin: Lsn,
+    commit_lsn: Lsn,
+) -> Result<Option<Lsn>, RecoveryError> {
     let mut page = segment_begin;
-    while segment_number(page) == segment_number(segment_begin) {
-        let mut header = vec![0; usize::try_from(page_header_size(page)).ok()?];
-        file.read_exact_at(&mut header, segment_offset(page)).ok()?;
-        let header = page_header::parse(&header, page).ok()?;
-        let begin = page + page_header_size(page);
+    while page < commit_lsn && segment_number(page) == segment_number(segment_begin) {
+        let damaged =
+            |reason: String| RecoveryError::DamagedCommitted { end_lsn: page, commit_lsn, reason };
+        let size = page_header_size(page);
+        let mut header = [0; 64];
+        let header = header.get_mut(..usize::try_from(size).unwrap_or(0)).unwrap_or_default();
+        file.read_exact_at(header, segment_offset(page))
+            .map_err(|error| damaged(error.to_string()))?;
+        let header =
+            page_header::parse(header, page).map_err(|error| damaged(error.to_string()))?;
         let rem_len = if header.is_contrecord() { u64::from(header.rem_len) } else { 0 };
-        let end = begin.checked_add(rem_len)?.align();
+        let end = page.checked_add(size + rem_len);
+        let end = end.ok_or_else(|| damaged("position overflows".to_owned()))?.align();
         if end < page + XLOG_BLCKSZ {
-            return Some(end);
+            return Ok(Some(end).filter(|&first| first < commit_lsn));
         }
         page += XLOG_BLCKSZ;
     }
-    None
+    Ok(None)
 }
 
 fn sync_from(dir: &Path, first: u64) -> Result<(), FileError> {

@@ -174,6 +174,33 @@ fn missing_and_damaged_committed_wal_is_noticed() {
 }
 
 #[test]
+fn the_records_of_another_segment_are_not_taken_for_the_end() {
+    // Two segments with the same layout: at the commit position of one the other has a record, too.
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = empty(dir.path(), START);
+    let mut builder = WalBuilder::new(START);
+    builder.switch();
+    for segment in 0..2u8 {
+        for record in 0..100 {
+            builder.record(600, record + segment);
+        }
+        if segment == 0 {
+            builder.switch();
+        }
+    }
+    write_all(&mut wal, builder.bytes(), 1 << 20);
+    wal.flush().unwrap();
+    drop(wal);
+    let commit = builder.ends[builder.ends.len() - 30];
+    let (first, second) = (segment_path(dir.path(), 2), segment_path(dir.path(), 3));
+    fs::rename(&first, dir.path().join("aside")).unwrap();
+    fs::rename(&second, &first).unwrap();
+    fs::rename(dir.path().join("aside"), &second).unwrap();
+    let error = find_end_of_wal(dir.path(), known(START, commit)).unwrap_err();
+    assert!(matches!(error, RecoveryError::DamagedCommitted { .. }), "{error}");
+}
+
+#[test]
 fn a_log_without_any_file_ends_where_it_begins() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(find_end_of_wal(dir.path(), known(START, START)).unwrap().flush_lsn, START);

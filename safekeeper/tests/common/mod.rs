@@ -25,6 +25,9 @@ use wal_consensus::term_history::TermHistory;
 
 pub const TENANT: TenantId = TenantId([0xAA; 16]);
 pub const TIMELINE: TimelineId = TimelineId([0xBB; 16]);
+/// What the S3 servers of tests accept.
+pub const S3_KEY: &str = "test-key";
+pub const S3_SECRET: &str = "test-secret";
 /// Deadline of every wait: only a bug reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,6 +84,20 @@ impl Node {
         )
     }
 
+    /// From the next start on.
+    pub fn set_settings(&mut self, settings: &str) {
+        settings.clone_into(&mut self.settings);
+    }
+
+    /// A counter of `/metrics`.
+    pub fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.http("GET", "/metrics", "");
+        let text = text.as_str().unwrap().to_owned();
+        let prefix = format!("safekeeper_{name} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
     /// Starts it again, on other ports.
     pub fn restart(&mut self) {
         assert!(self.process.is_none());
@@ -88,6 +105,8 @@ impl Node {
         std::fs::write(&config, self.config_text()).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_safekeeper"))
             .arg(&config)
+            .env("AWS_ACCESS_KEY_ID", S3_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", S3_SECRET)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
