@@ -13,8 +13,9 @@ pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) const TELL_COMMIT_PAUSE: Duration = Duration::from_millis(2);
 /// How long the end of a compute waits for safekeepers to have heard of it.
 pub(crate) const GOODBYE_MAX: Duration = Duration::from_millis(500);
-/// A safekeeper that answers nothing for so long, heartbeats included, is disconnected.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A safekeeper that answers nothing for so long, ten heartbeats included, is disconnected. Commits may have to wait for that:
+/// when the one that falls silent was giving WAL to another that a majority needs, nobody else is asked before.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// The compute's walsender speaks every half `wal_sender_timeout` (30 s) at the least, unless it is switched off.
 pub(crate) const COMPUTE_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// First pause before connecting again; doubles up to [`BACKOFF_MAX`].

@@ -71,6 +71,19 @@ impl Histories {
         self.compare_from(Lsn(0))
     }
 
+    /// Where each safekeeper is, for those who want to know why nothing goes on.
+    pub fn describe(&self) -> String {
+        let names = ["commit_lsn", "flush_lsn", "peer_horizon_lsn", "remote_consistent_lsn"];
+        let describe = |node: &SafekeeperApi| match node.lsns(&self.timeline, names) {
+            Ok(lsns) => {
+                let pairs = names.iter().zip(lsns).map(|(name, lsn)| format!(" {name} {lsn}"));
+                format!("safekeeper {}:{}", node.id, pairs.collect::<String>())
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        self.safekeepers.iter().map(describe).collect::<Vec<_>>().join("; ")
+    }
+
     fn positions(&self) -> Result<Vec<Positions>> {
         self.safekeepers.iter().map(|node| Positions::of(node, &self.timeline)).collect()
     }

@@ -191,6 +191,7 @@ impl Campaign<'_> {
             self.victims.ensure_compute_runs()?;
             Ok(self.meter.acknowledged() >= before + commits)
         })
+        .with_context(|| self.histories.describe())
     }
 }
 
