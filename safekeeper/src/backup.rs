@@ -24,6 +24,8 @@
 //! 5. `[BK5]` Objects are deleted when their timeline is deleted for ever by request, and never otherwise: not when WAL or a
 //!    timeline is removed from this disk.
 //! 6. `[BK6]` A store that fails or does not answer delays uploads and removal, with pauses of 10 ms to 5 s, and nothing else.
+//! 7. `[BK7]` What is uploaded has right page headers and records: WAL that went bad on one disk does not become the copy
+//!    that everybody relies on.
 //!
 //! # How a crash ends
 //!

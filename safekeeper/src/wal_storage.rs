@@ -23,7 +23,7 @@ use wal_decoder::WalStream;
 use wal_decoder::stream::StreamError;
 
 pub use reader::{ReadError, WalReader};
-pub use recovery::{EndOfWal, Known, RecoveryError, find_end_of_wal};
+pub use recovery::{EndOfWal, Known, RecoveryError, damage, find_end_of_wal};
 
 use crate::durable::FileError;
 use segment::{Segment, SparePreparation};

@@ -309,6 +309,34 @@ async fn safekeepers_share_a_store() {
     assert!((3..=6).contains(&uploads), "{uploads}");
 }
 
+/// `[BK7]`: one disk has a bad byte in an old segment; the object comes from the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_wal_is_not_uploaded() {
+    let backend = Backend::folder();
+    let mut node = Node::start(CALM);
+    node.create(START);
+    let wal = long_wal(3);
+    let end = wal.end_lsn();
+    push(&node, &wal, end).await;
+    checkpoint(&node);
+    node.kill();
+    let segment = node.timeline_dir().join(segment_file_name(1, 2));
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[5_000_000] ^= 4;
+    fs::write(&segment, bytes).unwrap();
+    node.set_settings(&backend.settings());
+    node.restart();
+    node.wait_log("WAL in the segment at 0/2000000 is damaged on this disk");
+    assert_eq!(node.lsn("backup_lsn"), segment_start(2));
+    backend.check(&wal, 1..2);
+    let other = Node::start(&backend.settings());
+    other.create(START);
+    push(&other, &wal, end).await;
+    node.wait_lsn("backup_lsn", segment_start(4));
+    other.wait_lsn("backup_lsn", segment_start(4));
+    backend.check(&wal, 1..4);
+}
+
 /// `[BK4]`
 async fn the_beginning_of_the_last_segment(backend: Backend) {
     let node = Node::start(&format!("partial_backup_timeout = '30ms'\n{}", backend.settings()));

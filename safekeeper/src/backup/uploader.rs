@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pg_types::xlog::segment_start;
 use pg_types::{Lsn, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -20,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::threads::blocking;
 use crate::timeline::{TenantTimelineId, Timeline, TimelineError};
 use crate::timelines::Timelines;
-use crate::wal_storage::{ReadError, WalReader};
+use crate::wal_storage::{ReadError, WalReader, damage};
 
 /// New timelines are looked for this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -52,6 +53,14 @@ enum UploadError {
     Read(#[from] ReadError),
     #[error(transparent)]
     File(#[from] FileError),
+    /// It stays here, for whoever looks after it; another safekeeper may have it whole.
+    #[error("WAL in the segment at {segment} is damaged on this disk: {reason}")]
+    Damaged {
+        /// Start of the segment.
+        segment: Lsn,
+        /// What is wrong.
+        reason: String,
+    },
     /// The timeline ends; no failure.
     #[error(transparent)]
     Timeline(#[from] TimelineError),
@@ -209,8 +218,8 @@ impl Worker {
         if !there {
             let _slot = self.slot().await?;
             let len = usize::try_from(plan::SEGMENT_BYTES).unwrap_or(usize::MAX);
-            match blocking(|| self.wal.read(pg_types::xlog::segment_start(segno), len)) {
-                Ok(data) => self.upload(&key, data).await?,
+            match blocking(|| self.wal.read(segment_start(segno), len)) {
+                Ok(data) => self.upload(&key, segno, data).await?,
                 Err(ReadError::Removed(lsn)) => {
                     // It went while no store was configured. Nobody here can ever upload it.
                     tracing::warn!("WAL at {lsn} is neither here nor in the object store");
@@ -239,7 +248,18 @@ impl Worker {
         Ok(plan::patience(self.uploads.node_id, &members, segno))
     }
 
-    async fn upload(&self, key: &object_store::path::Path, data: Bytes) -> Result<(), UploadError> {
+    /// `[BK7]`
+    async fn upload(
+        &self,
+        key: &object_store::path::Path,
+        segno: u64,
+        data: Bytes,
+    ) -> Result<(), UploadError> {
+        let begin = segment_start(segno);
+        let local_start_lsn = self.positions().local_start_lsn;
+        if let Some(reason) = blocking(|| damage(&data, begin, local_start_lsn)) {
+            return Err(UploadError::Damaged { segment: begin, reason });
+        }
         let (len, started) = (data.len(), Instant::now());
         tracing::info!("uploading {key}, {len} bytes");
         self.uploads.store.put(key, data).await?;
@@ -267,9 +287,9 @@ impl Worker {
                 if self.uploads.store.size(&key).await? != Some(len as u64) {
                     let _slot = self.slot().await?;
                     // Whatever is cut off the log and written anew meanwhile is not below the commit position.
-                    let begin = pg_types::xlog::segment_start(name.segno);
+                    let begin = segment_start(name.segno);
                     let data = blocking(|| self.wal.read(begin, len))?;
-                    self.upload(&key, data).await?;
+                    self.upload(&key, name.segno, data).await?;
                 }
                 self.partial = Some(name);
                 self.cleaned = false;

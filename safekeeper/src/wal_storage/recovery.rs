@@ -102,40 +102,79 @@ fn scan_start(dir: &Path, known: Known) -> Result<Lsn, RecoveryError> {
             return Ok(known.local_start_lsn.min(known.commit_lsn));
         }
         let Some(file) = segment::open_any(dir, segno)? else { continue };
-        if let Some(first) = first_record(&file, segment_start(segno), known.commit_lsn)? {
-            return Ok(first);
+        let read = |bytes: &mut [u8], offset| file.read_exact_at(bytes, offset);
+        match first_record(read, segment_start(segno), known.commit_lsn) {
+            Ok(Some(first)) => return Ok(first),
+            Ok(None) => {}
+            Err(BadHeader { page, reason }) => {
+                let (end_lsn, commit_lsn) = (page, known.commit_lsn);
+                return Err(RecoveryError::DamagedCommitted { end_lsn, commit_lsn, reason });
+            }
         }
     }
     Ok(known.commit_lsn)
 }
 
+/// A page of committed WAL without a right header.
+struct BadHeader {
+    page: Lsn,
+    reason: String,
+}
+
 /// Start of the first record below `commit_lsn` that begins in a segment, from the lengths in its page headers. Every
-/// page that begins below `commit_lsn` is committed and must have a header that is right.
+/// page that begins below `commit_lsn` is committed and must have a header that is right. `read` fills a buffer from an
+/// offset in the segment.
 fn first_record(
-    file: &File,
+    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
     segment_begin: Lsn,
     commit_lsn: Lsn,
-) -> Result<Option<Lsn>, RecoveryError> {
+) -> Result<Option<Lsn>, BadHeader> {
     let mut page = segment_begin;
     while page < commit_lsn && segment_number(page) == segment_number(segment_begin) {
-        let damaged =
-            |reason: String| RecoveryError::DamagedCommitted { end_lsn: page, commit_lsn, reason };
+        let bad = |reason: String| BadHeader { page, reason };
         let size = page_header_size(page);
         let mut header = [0; 64];
         let header = header.get_mut(..usize::try_from(size).unwrap_or(0)).unwrap_or_default();
-        file.read_exact_at(header, segment_offset(page))
-            .map_err(|error| damaged(error.to_string()))?;
-        let header =
-            page_header::parse(header, page).map_err(|error| damaged(error.to_string()))?;
+        read(header, segment_offset(page)).map_err(|error| bad(error.to_string()))?;
+        let header = page_header::parse(header, page).map_err(|error| bad(error.to_string()))?;
         let rem_len = if header.is_contrecord() { u64::from(header.rem_len) } else { 0 };
         let end = page.checked_add(size + rem_len);
-        let end = end.ok_or_else(|| damaged("position overflows".to_owned()))?.align();
+        let end = end.ok_or_else(|| bad("position overflows".to_owned()))?.align();
         if end < page + XLOG_BLCKSZ {
             return Ok(Some(end).filter(|&first| first < commit_lsn));
         }
         page += XLOG_BLCKSZ;
     }
     Ok(None)
+}
+
+/// What is wrong with the beginning of a segment that is all committed, in words; `None` when its page headers and the
+/// records that lie wholly in it are right. WAL of the timeline begins at `local_start_lsn`, a record boundary.
+pub fn damage(data: &Bytes, segment_begin: Lsn, local_start_lsn: Lsn) -> Option<String> {
+    let end = segment_begin.checked_add(data.len() as u64)?;
+    let read = |bytes: &mut [u8], offset| {
+        let piece = usize::try_from(offset).ok().and_then(|offset| data.get(offset..));
+        let piece = piece.and_then(|piece| piece.get(..bytes.len()));
+        piece.map(|piece| bytes.copy_from_slice(piece)).ok_or(io::ErrorKind::UnexpectedEof.into())
+    };
+    let first = if segment_begin <= local_start_lsn {
+        Some(local_start_lsn)
+    } else {
+        match first_record(read, segment_begin, end) {
+            Ok(first) => first,
+            Err(BadHeader { page, reason }) => return Some(format!("page at {page}: {reason}")),
+        }
+    };
+    let first = first.filter(|&first| first < end)?;
+    let mut stream = WalStream::new(first);
+    stream.feed(data.slice(usize::try_from(first - segment_begin).ok()?..));
+    loop {
+        match stream.poll() {
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
+            Err(error) => return Some(error.to_string()),
+        }
+    }
 }
 
 fn sync_from(dir: &Path, first: u64) -> Result<(), FileError> {

@@ -174,6 +174,29 @@ fn missing_and_damaged_committed_wal_is_noticed() {
 }
 
 #[test]
+fn damage_in_a_segment_is_named() {
+    let builder = many_records(START, 2 * WAL_SEGMENT_SIZE);
+    let segment = |begin: Lsn, end: Lsn, flip: Option<usize>| {
+        let from = begin.max(START);
+        let mut bytes = vec![0; usize::try_from(from - begin).unwrap()];
+        bytes.extend_from_slice(builder.slice(from, end));
+        if let Some(offset) = flip {
+            bytes[offset] ^= 1;
+        }
+        damage(&Bytes::from(bytes), begin, START)
+    };
+    let (first, second, third) = (segment_start(1), segment_start(2), segment_start(3));
+    for (begin, end) in [(first, second), (second, third), (second, second + 64), (second, second)]
+    {
+        assert_eq!(segment(begin, end, None), None);
+    }
+    assert!(segment(first, second, Some(9_000_000)).unwrap().contains("invalid WAL at"));
+    assert!(segment(second, third, Some(9_000_000)).unwrap().contains("invalid WAL at"));
+    assert!(segment(second, third, Some(0)).unwrap().starts_with("page at 0/2000000"));
+    assert!(segment(second, second + 3, None).unwrap().starts_with("page at 0/2000000"));
+}
+
+#[test]
 fn the_records_of_another_segment_are_not_taken_for_the_end() {
     // Two segments with the same layout: at the commit position of one the other has a record, too.
     let dir = tempfile::tempdir().unwrap();
