@@ -104,6 +104,8 @@ async fn push(node: &Node, wal: &WalBuilder, commit: Lsn) -> Proposer {
     if start < wal.end_lsn() {
         proposer.wait_flushed(wal.end_lsn()).await;
     }
+    // There is no other safekeeper that lacks anything.
+    proposer.truncate_lsn = commit;
     proposer.heartbeat(wal.end_lsn(), commit).await;
     proposer
 }
@@ -134,6 +136,7 @@ async fn the_life_of_a_segment(backend: Backend) {
     node.wait_lsn("backup_lsn", segment_start(2));
     backend.check(&wal, 1..2);
     let end = wal.end_lsn();
+    proposer.truncate_lsn = end;
     proposer.heartbeat(end, end).await;
     node.wait_lsn("backup_lsn", segment_start(4));
     backend.check(&wal, 1..4);
@@ -269,6 +272,7 @@ async fn kills_between_any_two_steps() {
         let end = wal.end_lsn();
         proposer.append(start, wal.slice(start, end), start).await.unwrap();
         proposer.wait_flushed(end).await;
+        proposer.truncate_lsn = end;
         proposer.heartbeat(end, end).await;
         report(&node, end).await;
         // What it has done of uploading, saving, removing and cleaning by then differs.
