@@ -220,7 +220,7 @@ mod tests {
         r#""acceptor_state":{"mconf":{"generation":0,"members":[],"new_members":null},"term":7,"#,
         r#""term_history":[{"term":0,"lsn":"0/64"},{"term":7,"lsn":"0/C8"}],"#,
         r#""pg_version":170011,"system_id":0,"wal_seg_size":0,"timeline_start_lsn":"0/0","#,
-        r#""local_start_lsn":"0/0","commit_lsn":"0/C8","truncate_lsn":"0/0"},"#,
+        r#""local_start_lsn":"0/0","commit_lsn":"0/C8","truncate_lsn":"0/C8"},"#,
         r#""remote_consistent_lsn":"0/96"}"#
     );
 

@@ -11,12 +11,13 @@ mod exclude;
 mod pull;
 mod tombstone;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use pg_types::{Generation, Lsn, NodeId};
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 use wal_consensus::command::AcceptorState;
 use wal_consensus::membership::{MembershipConf, MembershipError};
@@ -148,8 +149,9 @@ pub struct Timelines {
     metrics: Metrics,
     shutdown: CancellationToken,
     entries: RwLock<BTreeMap<TenantTimelineId, Entry>>,
-    /// Creations and deletions, one at a time.
-    changes: tokio::sync::Mutex<()>,
+    /// Creations, copies and deletions under way: of one timeline one at a time, of several at once, since a copy may take
+    /// long.
+    changes: Mutex<HashMap<TenantTimelineId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Timelines {
@@ -168,7 +170,7 @@ impl Timelines {
             metrics,
             shutdown,
             entries: RwLock::default(),
-            changes: tokio::sync::Mutex::default(),
+            changes: Mutex::default(),
         };
         for tenant in directories(data_dir)? {
             let Ok(tenant_id) = tenant.parse() else { continue };
@@ -226,12 +228,24 @@ impl Timelines {
 
     fn insert(&self, id: TenantTimelineId, entry: Entry) {
         // Single insertions and removals: a panicked holder leaves nothing half done.
-        let mut entries = self.entries.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.insert(id, entry);
     }
 
+    /// Waits until no other change of the timeline is under way, and keeps others out.
+    async fn change(&self, id: TenantTimelineId) -> OwnedMutexGuard<()> {
+        let lock = {
+            // A panicked holder leaves nothing half done: entries come and go whole.
+            let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever holds one or waits for it has a clone.
+            changes.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(changes.entry(id).or_default())
+        };
+        lock.lock_owned().await
+    }
+
     fn entries(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<TenantTimelineId, Entry>> {
-        self.entries.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A timeline that serves.
@@ -263,8 +277,8 @@ impl Timelines {
         self: &Arc<Timelines>,
         request: CreateTimeline,
     ) -> Result<(Arc<Timeline>, bool), TimelinesError> {
-        let _alone = self.changes.lock().await;
         let id = request.id;
+        let _alone = self.change(id).await;
         match self.get(id) {
             Ok(timeline) => {
                 let state = timeline.state().await?;
@@ -310,7 +324,7 @@ impl Timelines {
         self: &Arc<Timelines>,
         id: TenantTimelineId,
     ) -> Result<bool, TimelinesError> {
-        let _alone = self.changes.lock().await;
+        let _alone = self.change(id).await;
         let entry = self.entries().get(&id).cloned();
         if entry.is_none() {
             return match self.tombstone(id)? {
@@ -343,7 +357,7 @@ impl Timelines {
             tokio::task::spawn_blocking(move || durable::remove_dir_all(&dir)).await.map_err(
                 |error| TimelinesError::BadRequest(format!("removal was aborted: {error}")),
             )??;
-        self.entries.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(existed)
     }
 }

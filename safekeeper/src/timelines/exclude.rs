@@ -24,7 +24,7 @@ impl Timelines {
         if mconf.contains(self.node_id) {
             return Err(TimelinesError::StillMember { node_id: self.node_id, mconf });
         }
-        let _alone = self.changes.lock().await;
+        let _alone = self.change(id).await;
         let entry = self.entries().get(&id).cloned();
         if let Some(Entry::Loaded(timeline)) = &entry {
             if let Ok(state) = timeline.state().await {

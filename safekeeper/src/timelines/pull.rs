@@ -73,7 +73,7 @@ impl Timelines {
             let (node_id, generation) = (self.node_id, mconf.generation);
             return Err(Refusal::NotMember { node_id, generation }.into());
         }
-        let _alone = self.changes.lock().await;
+        let _alone = self.change(id).await;
         match self.get(id) {
             Ok(timeline) => {
                 let out = timeline.with_core(|core| core.switch_membership(mconf)).await??;
