@@ -10,6 +10,9 @@ use crate::error::{CliError, Result};
 /// Longest time for one call; the creation of a timeline runs initdb.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// A service that does not say within this time that it is up is stopped, cut off or hangs.
+const UP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A service's HTTP API.
 #[derive(Debug, Clone)]
 pub struct Api {
@@ -67,7 +70,8 @@ impl Api {
 
     /// Whether the service answers at all.
     pub fn is_up(&self) -> bool {
-        self.get("/v1/status").is_ok_and(|answer| answer.status == 200)
+        let api = self.clone().within(UP_TIMEOUT);
+        api.get("/v1/status").is_ok_and(|answer| answer.status == 200)
     }
 
     fn url(&self, path: &str) -> String {

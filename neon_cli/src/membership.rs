@@ -25,8 +25,6 @@ use crate::timeline::set_wal_source;
 
 /// How long the new members of one branch may take to be in charge: copies of all WAL, and perhaps an election.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a safekeeper may take for anything but a copy.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Gives every branch that is ready the safekeepers that stay.
@@ -222,6 +220,11 @@ impl Run<'_> {
             ChangeRequest::Store { .. } => return Ok(()),
         };
         let doing = format!("change the membership of safekeeper {}", member.id);
+        if answer.is_err() {
+            self.away.insert(member.id);
+        } else {
+            self.away.remove(&member.id);
+        }
         let report: Report = answer?.parse(&doing)?;
         self.change.heard(member.id, report.into());
         self.heard.insert(member.id);
@@ -259,8 +262,7 @@ impl Run<'_> {
 
     fn api(&self, member: &Member) -> Result<Api> {
         let gone = || CliError::not_found(format!("there is no safekeeper {}", member.id));
-        let api = self.node(member.id).map(safekeeper_api).ok_or_else(gone)?;
-        Ok(api.within(CALL_TIMEOUT))
+        self.node(member.id).map(safekeeper_api).ok_or_else(gone)
     }
 
     /// Those that can be reached have the joint configuration, and some of them are not level.

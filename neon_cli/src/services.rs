@@ -52,9 +52,13 @@ pub fn safekeeper_service(environment: &Environment, node: &SafekeeperNode) -> S
     )
 }
 
+/// How long a safekeeper may take for anything but a copy: a minority of them may have stopped, and nobody is to wait long
+/// for that.
+const SAFEKEEPER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A safekeeper's HTTP API.
 pub fn safekeeper_api(node: &SafekeeperNode) -> Api {
-    Api::local(format!("safekeeper {}", node.id), node.http_port)
+    Api::local(format!("safekeeper {}", node.id), node.http_port).within(SAFEKEEPER_TIMEOUT)
 }
 
 /// Starts everything that does not run yet, then finishes what an earlier command left half done.
