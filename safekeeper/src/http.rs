@@ -37,7 +37,7 @@ use crate::backup::WalStore;
 use crate::digest;
 use crate::metrics::Metrics;
 use crate::timeline::TenantTimelineId;
-use crate::timelines::Timelines;
+use crate::timelines::{Timelines, TimelinesError};
 use error::ApiError;
 use types::{CreateRequest, DigestRange, TimelineStatus};
 
@@ -89,6 +89,20 @@ fn id(path: TimelinePath) -> ApiResult<TenantTimelineId> {
     Ok(TenantTimelineId { tenant_id, timeline_id })
 }
 
+/// Runs a change of the timelines, to its end also when its client goes away: its files would be half made while the next
+/// change believes that nobody works on them.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, TimelinesError>> + Send + 'static,
+) -> ApiResult<T> {
+    match tokio::spawn(change).await {
+        Ok(result) => Ok(result?),
+        Err(error) => {
+            let (status, msg) = (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+            Err(ApiError::new(status, "internal_error", msg))
+        }
+    }
+}
+
 async fn status(State(api): State<Api>) -> impl IntoResponse {
     Json(json!({ "id": api.id }))
 }
@@ -126,7 +140,9 @@ async fn create(
     body: Result<Json<CreateRequest>, JsonRejection>,
 ) -> ApiResult<impl IntoResponse> {
     let Json(request) = body?;
-    let (timeline, new) = api.timelines.create(request.into()).await?;
+    let timelines = Arc::clone(&api.timelines);
+    let create = async move { timelines.create(request.into()).await };
+    let (timeline, new) = to_the_end(create).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(TimelineStatus::of(&timeline).await?)))
 }
@@ -151,7 +167,8 @@ async fn detail(State(api): State<Api>, path: TimelinePath) -> ApiResult<Json<Ti
 /// The objects of the timeline go, too (`[BK5]`); when that fails, the same request again goes on with it.
 async fn delete(State(api): State<Api>, path: TimelinePath) -> ApiResult<impl IntoResponse> {
     let id = id(path)?;
-    let dir_existed = api.timelines.delete(id).await?;
+    let timelines = Arc::clone(&api.timelines);
+    let dir_existed = to_the_end(async move { timelines.delete(id).await }).await?;
     if let Some(store) = &api.store {
         store.delete_timeline(id).await?;
     }

@@ -196,3 +196,36 @@ fn a_page_server_leaves_a_safekeeper_that_has_stopped() -> Result<()> {
     ensure!(rows == 40_000);
     Ok(())
 }
+
+#[test]
+fn a_stopped_minority_gets_its_branches_later() -> Result<()> {
+    let cluster = cluster("3")?;
+    let restart_the_page_server = || -> Result<()> {
+        cluster.kill("pageserver/pageserver.pid")?;
+        cluster.neon(&["start"]).map(drop)
+    };
+    let pid =
+        nix::unistd::Pid::from_raw(i32::try_from(cluster.pid("safekeeper-3/safekeeper.pid")?)?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    restart_the_page_server()?;
+    cluster.neon(&["timeline", "create", "second"])?;
+    let states: Vec<String> = parts(&cluster)?
+        .iter()
+        .map(|row| row["state"].as_str().unwrap_or_default().into())
+        .collect();
+    ensure!(states == ["idle", "idle", "down", "idle", "idle", "down"], "{states:?}");
+    let endpoint = cluster.endpoint("second", "second", &[])?;
+    endpoint.connect("postgres")?.batch_execute("CREATE TABLE t AS SELECT 42 AS answer")?;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
+    restart_the_page_server()?;
+    let members = members(&cluster)?;
+    ensure!(members.len() == 6 && members.iter().all(|(_, ids)| *ids == [1, 2, 3]), "{members:?}");
+    // It is as good as the others now.
+    kill_safekeeper(&cluster, 1)?;
+    endpoint.connect("postgres")?.batch_execute("INSERT INTO t VALUES (43)")?;
+    cluster.stop_endpoint(&endpoint, "immediate")?;
+    cluster.start_endpoint(&endpoint)?;
+    let rows: i64 = endpoint.connect("postgres")?.query_one("SELECT count(*) FROM t", &[])?.get(0);
+    ensure!(rows == 2, "{rows} rows");
+    Ok(())
+}

@@ -15,7 +15,7 @@ use wal_consensus::membership::MembershipConf;
 
 use super::error::ApiError;
 use super::types::{MembershipResponse, PullRequest, TermBumpRequest};
-use super::{Api, ApiResult, TimelinePath, id};
+use super::{Api, ApiResult, TimelinePath, id, to_the_end};
 use crate::copy;
 use crate::timeline::{Timeline, TimelineError};
 
@@ -73,7 +73,8 @@ pub(super) async fn exclude(
     body: Result<Json<MembershipConf>, JsonRejection>,
 ) -> ApiResult<Json<Value>> {
     let Json(mconf) = body?;
-    let dir_existed = api.timelines.exclude(id(path)?, mconf).await?;
+    let (timelines, id) = (api.timelines, id(path)?);
+    let dir_existed = to_the_end(async move { timelines.exclude(id, mconf).await }).await?;
     Ok(Json(json!({ "dir_existed": dir_existed })))
 }
 
@@ -102,7 +103,9 @@ pub(super) async fn pull(
     body: Result<Json<PullRequest>, JsonRejection>,
 ) -> ApiResult<Json<MembershipResponse>> {
     let Json(request) = body?;
-    let (timeline, donor) = api.timelines.pull(request.into()).await?;
+    let timelines = api.timelines;
+    let pull = async move { timelines.pull(request.into()).await };
+    let (timeline, donor) = to_the_end(pull).await?;
     Ok(Before::of(&timeline).await?.and_now(&timeline, donor).await?)
 }
 
