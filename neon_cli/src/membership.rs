@@ -25,6 +25,8 @@ use crate::timeline::set_wal_source;
 
 /// How long the new members of one branch may take to be in charge: copies of all WAL, and perhaps an election.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a safekeeper that is not needed at once, and answers, is asked to take or to leave a branch.
+const TIDY_ATTEMPTS: u32 = 5;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Gives every branch that is ready the safekeepers that stay.
@@ -147,19 +149,32 @@ impl Run<'_> {
     /// Brings the branch to members that were not needed so far, and takes it from those that left. What is down stays
     /// for the next time.
     fn tidy(&mut self) -> Result<()> {
-        for request in self.change.requests() {
-            let (ChangeRequest::Pull { member, .. }
-            | ChangeRequest::Switch { member, .. }
-            | ChangeRequest::RaiseTerm { member, .. }
-            | ChangeRequest::Exclude { member, .. }) = &request
-            else {
-                continue;
-            };
-            if !self.away.contains(&member.id)
-                && let Err(error) = self.ask(&request)
-            {
-                tracing::debug!("{error}");
-                self.away.insert(member.id);
+        for attempt in 1..=TIDY_ATTEMPTS {
+            let mut failure = None;
+            for request in self.change.requests() {
+                let (ChangeRequest::Pull { member, .. }
+                | ChangeRequest::Switch { member, .. }
+                | ChangeRequest::RaiseTerm { member, .. }
+                | ChangeRequest::Exclude { member, .. }) = &request
+                else {
+                    continue;
+                };
+                if !self.away.contains(&member.id)
+                    && let Err(error) = self.ask(&request)
+                {
+                    failure = Some(error);
+                }
+            }
+            match failure {
+                None => break,
+                // The branch works without it, but with one safekeeper less to lose.
+                Some(error) if attempt == TIDY_ATTEMPTS => {
+                    eprintln!(
+                        "branch \"{}\": {error}; tried again by `neon start`",
+                        self.branch.name
+                    );
+                }
+                Some(_) => std::thread::sleep(POLL),
             }
         }
         let concluded = self.change.concluded();
@@ -249,7 +264,11 @@ impl Run<'_> {
         if self.node(member.id).is_some() {
             let path = format!("{}/exclude", self.branch.path());
             let doing = format!("take the branch from safekeeper {}", member.id);
-            self.api(member)?.put(&path, &json!(mconf))?.expect_success(&doing)?;
+            let answer = self.api(member)?.put(&path, &json!(mconf));
+            if answer.is_err() {
+                self.away.insert(member.id);
+            }
+            answer?.expect_success(&doing)?;
         }
         // One that is no part of the environment any more has nothing.
         self.change.excluded(member.id);

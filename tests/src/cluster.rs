@@ -184,6 +184,21 @@ impl Cluster {
         first.trim().parse().with_context(|| format!("{} holds no pid", path.display()))
     }
 
+    /// Prints the ends of all logs, for a test that fails.
+    pub fn print_logs(&self) {
+        eprintln!("logs of the failed test:");
+        let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+        for entry in entries(self.dir.clone()) {
+            for log in ["pageserver.log", "safekeeper.log"] {
+                print_tail(&entry.path().join(log));
+            }
+        }
+        for entry in entries(self.dir.join("endpoints")) {
+            print_tail(&entry.path().join("compute.log"));
+            print_tail(&entry.path().join("postgres.log"));
+        }
+    }
+
     /// Kills a process with SIGKILL and waits until it is gone.
     pub fn kill(&self, pid_file: &str) -> Result<()> {
         let pid = self.pid(pid_file)?;
@@ -276,21 +291,14 @@ impl Drop for Cluster {
         // Tests must not leave processes behind, whatever state they are in; there is nobody to tell.
         let _ = self.try_neon(&["stop", "--mode", "immediate"]);
         if std::thread::panicking() {
-            eprintln!("logs of the failed test:");
-            for log in ["pageserver/pageserver.log", "safekeeper-1/safekeeper.log"] {
-                print_tail(&self.dir.join(log));
-            }
-            for entry in fs::read_dir(self.dir.join("endpoints")).into_iter().flatten().flatten() {
-                print_tail(&entry.path().join("compute.log"));
-                print_tail(&entry.path().join("postgres.log"));
-            }
+            self.print_logs();
         }
     }
 }
 
 /// Prints the end of a log, for a test that failed.
 fn print_tail(path: &Path) {
-    let text = fs::read(path).unwrap_or_default();
+    let Ok(text) = fs::read(path) else { return };
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     eprintln!("--- {}", path.display());

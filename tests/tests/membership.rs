@@ -15,10 +15,14 @@ fn cluster(safekeepers: &str) -> Result<Cluster> {
     Cluster::start_with(Place::from_env()?, &["--safekeepers", safekeepers])
 }
 
-fn wait_for_transfers(load: &Meter, step: &str) -> Result<()> {
+fn wait_for_transfers(cluster: &Cluster, load: &Meter, step: &str) -> Result<()> {
     let before = load.acknowledged();
     wait_until("transfers are acknowledged", || {
         Ok(load.acknowledged() >= before + TRANSFERS_BETWEEN)
+    })
+    .inspect_err(|_| {
+        eprintln!("{:?}", parts(cluster));
+        cluster.print_logs();
     })
     .with_context(|| step.to_owned())
 }
@@ -61,19 +65,19 @@ fn all_safekeepers_are_replaced_under_load() -> Result<()> {
     bank::create(&mut endpoint.connect("postgres")?)?;
     let meter = Arc::default();
     let load = bank::Load::start(&endpoint, 4, &meter);
-    wait_for_transfers(&meter, "at first")?;
+    wait_for_transfers(&cluster, &meter, "at first")?;
     cluster.neon(&["safekeeper", "add", "--count", "2"])?;
-    wait_for_transfers(&meter, "with three")?;
+    wait_for_transfers(&cluster, &meter, "with three")?;
     ensure!(members(&cluster)?.iter().all(|(_, members)| *members == [1, 2, 3]));
     // Any one of them may be down now, the first one as well, and be removed for good.
     kill_safekeeper(&cluster, 1)?;
-    wait_for_transfers(&meter, "without the first")?;
+    wait_for_transfers(&cluster, &meter, "without the first")?;
     cluster.neon(&["safekeeper", "remove", "1"])?;
     ensure!(!cluster.dir().join("safekeeper-1").exists());
     cluster.neon(&["safekeeper", "add"])?;
-    wait_for_transfers(&meter, "with a fourth")?;
+    wait_for_transfers(&cluster, &meter, "with a fourth")?;
     kill_safekeeper(&cluster, 2)?;
-    wait_for_transfers(&meter, "without the second")?;
+    wait_for_transfers(&cluster, &meter, "without the second")?;
     cluster.neon(&["start"])?;
     cluster.neon(&["safekeeper", "remove", "2"])?;
     cluster.neon(&["safekeeper", "add"])?;
@@ -82,7 +86,7 @@ fn all_safekeepers_are_replaced_under_load() -> Result<()> {
     let supervisor = cluster.pid("endpoints/main/compute.pid")?;
     let walproposer = system_tests::cluster::child_named(supervisor, "walproposer")?;
     kill_and_wait(walproposer.context("no walproposer runs")?)?;
-    wait_for_transfers(&meter, "with a new walproposer")?;
+    wait_for_transfers(&cluster, &meter, "with a new walproposer")?;
     // A new branch begins on the new ones, and has what was acknowledged before it was asked for.
     let before = meter.acknowledged();
     cluster.neon(&["timeline", "branch", "copy"])?;
@@ -102,7 +106,7 @@ fn a_change_that_was_killed_half_way_is_finished() -> Result<()> {
     bank::create(&mut endpoint.connect("postgres")?)?;
     let meter = Arc::default();
     let load = bank::Load::start(&endpoint, 2, &meter);
-    wait_for_transfers(&meter, "at first")?;
+    wait_for_transfers(&cluster, &meter, "at first")?;
     // Without a majority of the old ones it cannot go on.
     kill_safekeeper(&cluster, 2)?;
     kill_safekeeper(&cluster, 3)?;
@@ -121,11 +125,11 @@ fn a_change_that_was_killed_half_way_is_finished() -> Result<()> {
     let members = members(&cluster)?;
     ensure!(members.len() == 5, "{members:?}");
     ensure!(members.iter().all(|(_, members)| *members == [1, 2, 3, 4, 5]), "{members:?}");
-    wait_for_transfers(&meter, "with five")?;
+    wait_for_transfers(&cluster, &meter, "with five")?;
     // Two of five may be down.
     kill_safekeeper(&cluster, 1)?;
     kill_safekeeper(&cluster, 4)?;
-    wait_for_transfers(&meter, "with three of five")?;
+    wait_for_transfers(&cluster, &meter, "with three of five")?;
     let acknowledged = load.finish()?;
     check_on_a_new_compute(&cluster, &endpoint, &acknowledged)
 }

@@ -296,8 +296,10 @@ fn killed_in_the_middle_of_a_long_record() -> Result<()> {
         // Whether its writer hears of the message does not matter, only what the safekeeper has of it.
         let writing = std::thread::spawn(move || drop(emit(&mut writer, LONG_MESSAGE)));
         wait_until("the safekeeper has a part", || Ok(segments_before + 2 <= segments(&wal)?))?;
+        // PostgreSQL ends with its supervisor, and its pid file with it.
+        let postgres = world.cluster.pid("endpoints/main/pgdata/postmaster.pid")?;
         kill_and_wait(world.cluster.pid("endpoints/main/compute.pid")?)?;
-        kill_and_wait(world.cluster.pid("endpoints/main/pgdata/postmaster.pid")?)?;
+        kill_and_wait(postgres)?;
         ensure!(writing.join().is_ok(), "the writer panicked");
         world.cluster.start_endpoint(&world.endpoint)?;
         let start = world.started_at()?;

@@ -212,10 +212,16 @@ impl Core {
 
     /// The state that a copy of this timeline begins with, and the end of its log.
     pub fn copy_state(&self) -> CopyState {
-        let acceptor_state = self.acceptor.state().clone();
+        let ladder = self.acceptor.ladder();
+        let acceptor_state = AcceptorState {
+            // The state has the position that was saved last, which may be below what everybody has by now.
+            commit_lsn: ladder.commit_lsn,
+            truncate_lsn: ladder.truncate_lsn,
+            ..self.acceptor.state().clone()
+        };
         CopyState {
             control: ControlFile { acceptor_state, ..self.control.clone() },
-            flush_lsn: self.acceptor.ladder().flush_lsn,
+            flush_lsn: ladder.flush_lsn,
             last_log_term: self.acceptor.last_log_term(),
         }
     }
