@@ -69,6 +69,11 @@ impl SafekeeperNode {
         format!("{LOOPBACK}:{}", self.pg_port)
     }
 
+    /// Where its HTTP API is.
+    pub fn http_address(&self) -> String {
+        format!("{LOOPBACK}:{}", self.http_port)
+    }
+
     /// As a member of a timeline.
     pub fn member(&self) -> Member {
         Member { id: self.id, host: LOOPBACK.to_owned(), pg_port: self.pg_port }

@@ -121,7 +121,7 @@ impl From<Report> for MemberReport {
 
 impl Run<'_> {
     fn run(mut self) -> Result<()> {
-        let before = self.branch.membership.mconf.clone();
+        let before = self.branch.membership.clone();
         let give_up = Instant::now() + PATIENCE;
         let mut levelled = false;
         while !self.change.is_effective() {
@@ -139,7 +139,8 @@ impl Run<'_> {
             }
         }
         self.tidy()?;
-        if self.branch.membership.mconf != before {
+        // A command that died behind the last store has told neither.
+        if self.branch.membership.mconf != before.mconf || !before.finished {
             set_wal_source(self.environment, &self.branch)?;
             endpoint::update_safekeepers(self.environment, self.branch.timeline_id)?;
         }
@@ -250,7 +251,7 @@ impl Run<'_> {
         let hosts: Vec<String> = donors
             .iter()
             .filter_map(|donor| self.node(donor.id))
-            .map(|node| format!("127.0.0.1:{}", node.http_port))
+            .map(SafekeeperNode::http_address)
             .collect();
         json!({
             "tenant_id": self.branch.tenant_id,

@@ -7,7 +7,7 @@
 mod recovery;
 mod status;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +51,8 @@ pub async fn run(timelines: Arc<Timelines>, config: Arc<Config>, stop: Cancellat
             _ = ticks.tick() => {}
         }
         let loaded: Vec<_> = timelines.list().into_iter().filter_map(|(_, t)| t.ok()).collect();
-        appointments.retain(|id, _| loaded.iter().any(|timeline| timeline.id() == *id));
+        let ids: HashSet<_> = loaded.iter().map(|timeline| timeline.id()).collect();
+        appointments.retain(|id, _| ids.contains(id));
         for timeline in loaded {
             let appointment = appointments.entry(timeline.id()).or_default();
             if !appointment.is_due(timeline.progress(), config.peer_interval) {

@@ -68,7 +68,7 @@ pub(super) async fn stream(
         () = shutdown.cancelled() => return StreamEnd::Stop,
         _ = news.changed() => return StreamEnd::Stop,
         connected = connect(timeline, safekeeper, start, timeout) => connected,
-        () = starved(timeline, timeline.last_record_lsn()), if others => {
+        () = starved(timeline), if others => {
             Err(StreamEnd::Ended(STARVED.to_owned()))
         }
     };
@@ -84,7 +84,7 @@ pub(super) async fn stream(
         () = shutdown.cancelled() => StreamEnd::Stop,
         _ = news.changed() => StreamEnd::Stop,
         end = pump(timeline, &mut wire, sender, &mut worker, timeout) => end,
-        () = starved(timeline, start), if others => StreamEnd::Ended(STARVED.to_owned()),
+        () = starved(timeline), if others => StreamEnd::Ended(STARVED.to_owned()),
     };
     // The sender is gone: ingest finishes what it has got and ends. Its verdict counts more than the socket's.
     match worker.join().await {
@@ -96,16 +96,16 @@ pub(super) async fn stream(
 
 const STARVED: &str = "it does not bring the WAL that a reader waits for";
 
-/// Returns when a reader waits for WAL, and for [`STARVED_AFTER`] none has come. `received_lsn` is what had come before.
-async fn starved(timeline: &Timeline, mut received_lsn: Lsn) {
+/// Returns when a reader waits for WAL, and for [`STARVED_AFTER`] none has come, nor is any that came before taken in.
+async fn starved(timeline: &Timeline) {
     let mut ticks = tokio::time::interval(STARVED_AFTER / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut idle_ticks = 0;
+    let positions = || (timeline.receiver().received_lsn(), timeline.last_record_lsn());
+    let (mut before, mut idle_ticks) = (positions(), 0);
     loop {
         ticks.tick().await;
-        let now = timeline.receiver().received_lsn().max(timeline.last_record_lsn());
-        let starving = timeline.is_wal_awaited() && now <= received_lsn;
-        received_lsn = received_lsn.max(now);
+        let starving = timeline.is_wal_awaited() && positions() == before;
+        before = positions();
         idle_ticks = if starving { idle_ticks + 1 } else { 0 };
         // One tick more than two halves: the first may come just after the reader.
         if idle_ticks > 2 {
