@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 
 use pg_types::Lsn;
 use tokio_util::sync::CancellationToken;
-use walproposer::{ComputeConfig, Outcome, WalproposerError};
+use walproposer::{ComputeConfig, HostedEnd, Outcome, WalproposerError};
 
 use crate::config::{Config, SUPERUSER};
 
@@ -23,6 +23,7 @@ fn configuration(config: &Config, start_lsn: Option<Lsn>) -> walproposer::Config
             port: config.port,
             user: SUPERUSER.to_owned(),
             start_lsn,
+            hosts: true,
         }),
     }
 }
@@ -67,7 +68,8 @@ fn replace_toml(path: &Path, config: &walproposer::Config) -> std::io::Result<()
     std::fs::rename(&temporary, path)
 }
 
-/// Runs a walproposer on a file of [`write_configuration`]'s, as a process of its own.
+/// Runs a walproposer on a file of [`write_configuration`]'s: has the compute run it, and stands for it as a process of its own;
+/// or, for a compute that cannot, is it.
 pub async fn run_walproposer(path: &Path, shutdown: CancellationToken) -> WalproposerExit {
     let read = || -> std::io::Result<walproposer::Config> {
         toml::from_str(&std::fs::read_to_string(path)?).map_err(std::io::Error::other)
@@ -79,6 +81,15 @@ pub async fn run_walproposer(path: &Path, shutdown: CancellationToken) -> Walpro
             return WalproposerExit::Failed;
         }
     };
+    if config.compute.as_ref().is_some_and(|compute| compute.hosts) {
+        return match walproposer::run_hosted(path, &config, shutdown).await {
+            Ok(end) => WalproposerExit::from(end),
+            Err(error) => {
+                tracing::error!("{error}");
+                WalproposerExit::Failed
+            }
+        };
+    }
     match walproposer::run(&config, shutdown).await {
         Ok(outcome) => WalproposerExit::from(outcome),
         Err(error) => {
@@ -108,6 +119,16 @@ impl From<Outcome> for WalproposerExit {
             Outcome::ComputeStopped { .. } | Outcome::Cancelled => WalproposerExit::Stopped,
             Outcome::Fenced { .. } => WalproposerExit::Fenced,
             Outcome::Diverged { .. } => WalproposerExit::Diverged,
+        }
+    }
+}
+
+impl From<HostedEnd> for WalproposerExit {
+    fn from(end: HostedEnd) -> WalproposerExit {
+        match end {
+            HostedEnd::Stopped => WalproposerExit::Stopped,
+            HostedEnd::Fenced => WalproposerExit::Fenced,
+            HostedEnd::Diverged => WalproposerExit::Diverged,
         }
     }
 }

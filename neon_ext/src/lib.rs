@@ -6,6 +6,7 @@ mod counters;
 mod ffi;
 mod file_cache;
 mod histogram;
+mod hosted_walproposer;
 mod last_written_lsn;
 mod page_client;
 mod relation_size;

@@ -1,4 +1,5 @@
-//! The compute's walsender, spoken to as any physical standby would (design D7).
+//! A compute's WAL and how it hears of the quorum: the [`Compute`] that a reign needs, and the one that speaks to a
+//! walsender as any physical standby would (design D7).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -49,12 +50,30 @@ pub enum ComputeError {
 
 /// Who the compute is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ServerIdentity {
-    pub(crate) system_id: u64,
-    pub(crate) version_num: u32,
+pub struct ServerIdentity {
+    /// Its system identifier.
+    pub system_id: u64,
+    /// Its version, as `server_version_num` spells it.
+    pub version_num: u32,
 }
 
-fn params(config: &ComputeConfig) -> ConnectParams {
+/// Where a compute's WAL comes from, and whom the quorum's position is told.
+pub trait Compute {
+    /// Streams from a position on, whatever it did before.
+    fn open_at(&mut self, lsn: Lsn);
+
+    /// Ends the stream until it is opened again.
+    fn close(&mut self);
+
+    /// Next event; waits for ever while the stream is closed. Cancellation-safe.
+    fn next(&mut self) -> impl Future<Output = StreamEvent>;
+
+    /// Tells the compute how far a quorum is; nothing while there is no stream.
+    fn report(&mut self, status: StandbyStatusUpdate) -> impl Future<Output = ()>;
+}
+
+/// How the walproposer of a compute connects to it: as a physical standby.
+pub(crate) fn params(config: &ComputeConfig) -> ConnectParams {
     let endpoint = Endpoint::Unix { directory: config.socket_dir.clone(), port: config.port };
     ConnectParams::new(endpoint, &config.user)
         .param("application_name", APPLICATION_NAME)
@@ -98,11 +117,16 @@ async fn prepare(config: &ComputeConfig) -> Result<ServerIdentity, ComputeError>
 
 /// What the stream has for us.
 #[derive(Debug)]
-pub(crate) enum StreamEvent {
+pub enum StreamEvent {
     /// The stream has begun, or begun again.
     Opened,
     /// WAL, without gaps from where the stream was opened.
-    Wal { begin_lsn: Lsn, wal: Bytes },
+    Wal {
+        /// Position of the first byte.
+        begin_lsn: Lsn,
+        /// The bytes.
+        wal: Bytes,
+    },
     /// The walsender wants to hear from us.
     ReplyRequested,
     /// The server has shut down in good order; everything it wrote was acknowledged.
@@ -134,31 +158,6 @@ impl ComputeStream {
             next_lsn: Lsn::INVALID,
             backoff: Backoff::new(),
             state: State::Idle,
-        }
-    }
-
-    /// Streams from a position on, whatever it did before.
-    pub(crate) fn open_at(&mut self, lsn: Lsn) {
-        self.next_lsn = lsn;
-        self.state = State::Opening(Box::pin(start(self.config.clone(), self.system_id, lsn)));
-    }
-
-    /// Ends the stream until it is opened again.
-    pub(crate) fn close(&mut self) {
-        self.state = State::Idle;
-    }
-
-    /// Next event; waits for ever while the stream is closed. Cancellation-safe.
-    pub(crate) async fn next(&mut self) -> StreamEvent {
-        loop {
-            match self.try_next().await {
-                Ok(Some(event)) => return event,
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "the compute's WAL stream");
-                    self.reopen();
-                }
-            }
         }
     }
 
@@ -209,9 +208,32 @@ impl ComputeStream {
             }
         }
     }
+}
 
-    /// Tells the walsender how far a quorum is; nothing while there is no stream.
-    pub(crate) async fn report(&mut self, status: StandbyStatusUpdate) {
+impl Compute for ComputeStream {
+    fn open_at(&mut self, lsn: Lsn) {
+        self.next_lsn = lsn;
+        self.state = State::Opening(Box::pin(start(self.config.clone(), self.system_id, lsn)));
+    }
+
+    fn close(&mut self) {
+        self.state = State::Idle;
+    }
+
+    async fn next(&mut self) -> StreamEvent {
+        loop {
+            match self.try_next().await {
+                Ok(Some(event)) => return event,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the compute's WAL stream");
+                    self.reopen();
+                }
+            }
+        }
+    }
+
+    async fn report(&mut self, status: StandbyStatusUpdate) {
         let State::Open(copy) = &mut self.state else { return };
         match copy.writer.send_standby(&StandbyMessage::Status(status)).await {
             Ok(()) => {}

@@ -44,6 +44,9 @@ pub struct ComputeConfig {
     /// The position it was started at, that of its basebackup. For a server that was never started from a basebackup
     /// (any stock PostgreSQL), the position from which its WAL goes to the safekeepers.
     pub start_lsn: Lsn,
+    /// Whether the compute has the extension `neon`, which runs the walproposer inside a walsender ([`run_hosted`](crate::run_hosted)).
+    #[serde(default)]
+    pub hosts: bool,
 }
 
 /// Why a configuration is refused.

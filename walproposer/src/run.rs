@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use wal_consensus::proposer::{LostReason, ProposerConfig, ProposerMode};
 
 use crate::backoff::Backoff;
-use crate::compute::{ComputeStream, ServerIdentity, StreamEvent, wait_for_server};
+use crate::compute::{Compute, ComputeStream, ServerIdentity, StreamEvent, wait_for_server};
 use crate::config::{ComputeConfig, Config, ConfigError};
 use crate::driver::{Driver, Milestones};
 use crate::feedback::{FEEDBACK_FILE_NAME, FeedbackFile};
@@ -28,30 +28,44 @@ pub async fn run(
 ) -> Result<Outcome, WalproposerError> {
     config.endpoints()?;
     let compute = config.compute.as_ref().ok_or(ConfigError::NoCompute)?;
-    let term_file = TermFile::open(&compute.pgdata)?;
-    let feedback =
-        FeedbackFile::open(&compute.pgdata).map_err(|source| feedback_failed(compute, source))?;
     let identity = tokio::select! {
         () = shutdown.cancelled() => return Ok(Outcome::Cancelled),
         identity = wait_for_server(compute) => identity,
     };
-    let mut reign = Reign::start(config, compute, identity, term_file, feedback)?;
+    let stream = ComputeStream::new(compute.clone(), identity);
     tokio::select! {
         () = shutdown.cancelled() => Ok(Outcome::Cancelled),
-        outcome = reign.rule() => outcome,
+        outcome = run_with(config, identity, stream) => outcome,
     }
+}
+
+/// Like [`run`], with another way to the compute's WAL than its walsender.
+///
+/// # Errors
+/// Those of [`run`].
+pub async fn run_with(
+    config: &Config,
+    identity: ServerIdentity,
+    stream: impl Compute,
+) -> Result<Outcome, WalproposerError> {
+    config.endpoints()?;
+    let compute = config.compute.as_ref().ok_or(ConfigError::NoCompute)?;
+    let term_file = TermFile::open(&compute.pgdata)?;
+    let feedback =
+        FeedbackFile::open(&compute.pgdata).map_err(|source| feedback_failed(compute, source))?;
+    Reign::start(config, compute, identity, stream, term_file, feedback)?.rule().await
 }
 
 fn feedback_failed(compute: &ComputeConfig, source: std::io::Error) -> WalproposerError {
     WalproposerError::Feedback { path: compute.pgdata.join(FEEDBACK_FILE_NAME), source }
 }
 
-struct Reign<'a> {
+struct Reign<'a, C> {
     config: &'a Config,
     compute: &'a ComputeConfig,
     identity: ServerIdentity,
     driver: Driver,
-    stream: ComputeStream,
+    stream: C,
     feedback: FeedbackFile,
     backoff: Backoff,
     min_term: Term,
@@ -60,14 +74,15 @@ struct Reign<'a> {
     reported_apply_lsn: Lsn,
 }
 
-impl<'a> Reign<'a> {
+impl<'a, C: Compute> Reign<'a, C> {
     fn start(
         config: &'a Config,
         compute: &'a ComputeConfig,
         identity: ServerIdentity,
+        stream: C,
         term_file: TermFile,
         feedback: FeedbackFile,
-    ) -> Result<Reign<'a>, WalproposerError> {
+    ) -> Result<Reign<'a, C>, WalproposerError> {
         let terms = term_file.terms().clone();
         let proposer = proposer_config(
             config,
@@ -80,7 +95,7 @@ impl<'a> Reign<'a> {
             compute,
             identity,
             driver: Driver::start(config, proposer, Some(term_file))?,
-            stream: ComputeStream::new(compute.clone(), identity),
+            stream,
             feedback,
             backoff: Backoff::new(),
             min_term: terms.campaign_term,

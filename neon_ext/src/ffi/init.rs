@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 use super::{
     explain, file_cache, file_cache_worker, guc, index_scan, interrupts, prewarm_worker, process,
     report, shmem, smgr_table, utility,
+    walproposer_target,
 };
 use crate::{file_cache as cache, spill};
 
@@ -78,6 +79,7 @@ fn install_compute() {
     explain::install();
     file_cache_worker::register();
     prewarm_worker::register();
+    walproposer_target::install();
 }
 
 #[pg_guard]

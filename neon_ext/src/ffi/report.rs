@@ -1,7 +1,9 @@
 //! From `Result` to `ereport`.
 
 use pgrx::prelude::*;
+use walproposer::HostedEnd;
 
+use crate::hosted_walproposer;
 use crate::smgr;
 
 /// Raises an error that a storage manager callback met. In a critical section Postgres makes a PANIC of it.
@@ -30,4 +32,40 @@ pub fn panic(message: &str) -> ! {
 /// Stops the start of the server.
 pub fn fatal(message: &str) -> ! {
     ereport!(FATAL, PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR, format!("neon: {message}"));
+}
+
+/// Refuses a command.
+pub fn not_permitted(message: &str) -> ! {
+    ereport!(ERROR, PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message.to_owned());
+}
+
+/// Tells whoever asked for the walproposer how it ended ([`HostedEnd::word`]). That it has stopped with its server ends the
+/// process, as everything does then.
+pub fn walproposer_ended(
+    end: Result<(HostedEnd, String), hosted_walproposer::Error>,
+) -> ! {
+    let (end, how) = match end {
+        Ok(end) => end,
+        Err(error) => {
+            let message = format!("neon: the walproposer failed: {error}");
+            ereport!(ERROR, PgSqlErrorCode::ERRCODE_IO_ERROR, message);
+        }
+    };
+    let message = format!("neon: the walproposer has ended: {how}");
+    let word = end.word().to_owned();
+    if end == HostedEnd::Stopped {
+        ereport!(FATAL, PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN, message, word);
+    }
+    ereport!(ERROR, PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message, word);
+}
+
+/// Ends this process when its WAL cannot be read.
+pub fn wal_unreadable(error: &impl std::fmt::Display) -> ! {
+    ereport!(FATAL, PgSqlErrorCode::ERRCODE_IO_ERROR, format!("neon: {error}"));
+}
+
+/// Ends this process as SIGTERM does.
+pub fn terminated() -> ! {
+    let message = "terminating connection due to administrator command";
+    ereport!(FATAL, PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN, message);
 }

@@ -88,7 +88,8 @@ impl Victims<'_> {
                 let pid = match victim {
                     Victim::PageServer => Some(self.cluster.pid(PAGE_SERVER)?),
                     Victim::Safekeeper => Some(self.pid_of_safekeeper(safekeeper)?),
-                    Victim::Walproposer => self.pid_of_walproposer()?,
+                    // Its process only waits for the compute's walsender, which does the work.
+                    Victim::Walproposer => self.pid_of_walsender()?,
                     Victim::Postgres => Some(self.cluster.pid(POSTGRES)?),
                     Victim::Compute => Some(self.cluster.pid(COMPUTE)?),
                 };
@@ -183,6 +184,10 @@ impl Victims<'_> {
 
     fn pid_of_walproposer(&self) -> Result<Option<u32>> {
         child_named(self.cluster.pid(COMPUTE)?, "walproposer")
+    }
+
+    fn pid_of_walsender(&self) -> Result<Option<u32>> {
+        child_named(self.cluster.pid(POSTGRES)?, "walsender")
     }
 
     fn begin_cut(&mut self, safekeepers: &[u16]) -> Result<Option<Cut>> {

@@ -294,6 +294,7 @@ pub fn config(
             port: SOCKET_PORT,
             user: "postgres".to_owned(),
             start_lsn,
+            hosts: false,
         }),
     }
 }

@@ -1,0 +1,215 @@
+//! The walproposer in a walsender of the compute: WAL is taken from WAL buffers, and commits are released, without
+//! another process in between. The loop, the connections and all decisions are those of the crate `walproposer`.
+
+mod local_wal;
+mod server_log;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use pg_types::Lsn;
+use pg_wire::replication::StandbyStatusUpdate;
+use tokio::sync::Notify;
+use walproposer::{Compute, Config, HostedEnd, Outcome, ServerIdentity, StreamEvent};
+
+use crate::ffi::wake::{self, Wake, Woken};
+use crate::ffi::xlog_sender::{self, Positions, State};
+use crate::ffi::xlog;
+use local_wal::{LocalWal, ReadError};
+
+/// The slot keeps WAL by the segment: it need not know of each commit.
+const SLOT_STEP_BYTES: u64 = 1024 * 1024;
+
+/// Why a hosted walproposer does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file with the configuration.
+    #[error("could not read \"{path}\": {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// Its content.
+    #[error("\"{path}\": {source}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        source: toml::de::Error,
+    },
+    /// No event loop, or no descriptors for it.
+    #[error("no event loop: {0}")]
+    EventLoop(#[from] io::Error),
+    /// The walproposer.
+    #[error(transparent)]
+    Walproposer(#[from] walproposer::WalproposerError),
+}
+
+/// Runs the walproposer that the file `path` configures until it ends. A walproposer whose client goes away, or that is told
+/// to terminate while the server does not stop, ends with its process.
+pub fn run(path: &Path) -> Result<(HostedEnd, String), Error> {
+    server_log::install();
+    let config = read_configuration(path)?;
+    xlog_sender::acquire_slot(SLOT);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let wake = Wake::new()?;
+        let woken = Rc::new(Notify::new());
+        let (system_id, version_num) = xlog_sender::server_identity();
+        let compute = HostingCompute::new(Rc::clone(&woken));
+        let identity = ServerIdentity { system_id, version_num };
+        tokio::select! {
+            outcome = walproposer::run_with(&config, identity, compute) => Ok(outcome?),
+            error = attend(&wake, &woken) => Err(Error::EventLoop(error)),
+        }
+    })?;
+    let end = match &outcome {
+        Outcome::ComputeStopped { .. } | Outcome::Cancelled => HostedEnd::Stopped,
+        Outcome::Fenced { .. } => HostedEnd::Fenced,
+        Outcome::Diverged { .. } => HostedEnd::Diverged,
+    };
+    Ok((end, format!("{outcome:?}")))
+}
+
+/// [`walproposer::SLOT_NAME`].
+const SLOT: &std::ffi::CStr = c"wal_proposer_slot";
+
+fn read_configuration(path: &Path) -> Result<Config, Error> {
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source })
+}
+
+/// Whether the postmaster is shutting down: the last line of its lock file says so (`miscadmin.h`, `PM_STATUS_STOPPING`).
+fn server_is_stopping() -> bool {
+    let lock_file = fs::read_to_string("postmaster.pid").unwrap_or_default();
+    lock_file.lines().nth(7).is_some_and(|status| status.trim() == "stopping")
+}
+
+/// Does for Postgres what its processes do whenever their latch is set, and passes the word on.
+async fn attend(wake: &Wake, woken: &Notify) -> io::Error {
+    loop {
+        wake.reset();
+        if wake::told_to_terminate() {
+            if !server_is_stopping() {
+                wake::die();
+            }
+            xlog_sender::set_state(State::Stopping);
+        }
+        xlog_sender::reload_configuration_if_told();
+        xlog_sender::check_for_interrupts();
+        // First this, then a look at the end of WAL: what is flushed in between is seen by one of both.
+        xlog_sender::watch_flushes();
+        woken.notify_one();
+        match wake.wait().await {
+            Ok(Woken::Latch) => {}
+            Ok(Woken::Client) => wake::die(),
+            Err(error) => return error,
+        }
+    }
+}
+
+/// The server that this process belongs to.
+struct HostingCompute {
+    wal: LocalWal,
+    woken: Rc<Notify>,
+    stream: Stream,
+    /// End of what was handed out.
+    next_lsn: Lsn,
+    reported: Positions,
+    slot_lsn: Lsn,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Closed,
+    Opening,
+    Open,
+}
+
+impl HostingCompute {
+    fn new(woken: Rc<Notify>) -> HostingCompute {
+        xlog_sender::take_priority();
+        HostingCompute {
+            wal: LocalWal::new(xlog_sender::timeline()),
+            woken,
+            stream: Stream::Closed,
+            next_lsn: Lsn::INVALID,
+            reported: Positions::default(),
+            slot_lsn: Lsn::INVALID,
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<StreamEvent>, ReadError> {
+        let begin_lsn = self.next_lsn;
+        let wal = self.wal.read(begin_lsn, xlog::flush_position())?;
+        self.next_lsn = begin_lsn + wal.len() as u64;
+        Ok((!wal.is_empty()).then_some(StreamEvent::Wal { begin_lsn, wal }))
+    }
+
+    /// Whether the server has written its last WAL and a quorum has it.
+    fn is_complete(&self) -> bool {
+        wake::is_last_cycle() && self.next_lsn <= self.reported.committed_lsn
+    }
+}
+
+impl Compute for HostingCompute {
+    fn open_at(&mut self, lsn: Lsn) {
+        self.next_lsn = lsn;
+        self.stream = Stream::Opening;
+        if !wake::told_to_terminate() {
+            xlog_sender::set_state(State::Streaming);
+        }
+    }
+
+    fn close(&mut self) {
+        self.stream = Stream::Closed;
+        if !wake::told_to_terminate() {
+            xlog_sender::set_state(State::Startup);
+        }
+    }
+
+    async fn next(&mut self) -> StreamEvent {
+        loop {
+            match self.stream {
+                Stream::Closed => {}
+                Stream::Opening => {
+                    self.stream = Stream::Open;
+                    return StreamEvent::Opened;
+                }
+                Stream::Open => match self.read() {
+                    Ok(Some(event)) => return event,
+                    Ok(None) if self.is_complete() => return StreamEvent::Ended,
+                    Ok(None) => {}
+                    // Nothing that another try would mend: the walproposer that is started next begins with an election.
+                    Err(error) => crate::ffi::report::wal_unreadable(&error),
+                },
+            }
+            self.woken.notified().await;
+        }
+    }
+
+    async fn report(&mut self, status: StandbyStatusUpdate) {
+        if self.stream == Stream::Closed {
+            return;
+        }
+        let positions = Positions {
+            sent_lsn: self.next_lsn,
+            committed_lsn: status.flush_lsn,
+            applied_lsn: status.apply_lsn,
+        };
+        if positions == self.reported {
+            return;
+        }
+        self.reported = positions;
+        xlog_sender::report(positions);
+        if self.slot_lsn + SLOT_STEP_BYTES <= positions.committed_lsn || self.is_complete() {
+            self.slot_lsn = positions.committed_lsn;
+            xlog_sender::advance_slot(self.slot_lsn);
+        }
+    }
+}

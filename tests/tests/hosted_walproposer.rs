@@ -1,0 +1,139 @@
+//! The walproposer inside a walsender: whatever befalls that process or the one that asked for it, commits go on and none is
+//! lost; and Postgres can do with the process what it does with all of its own.
+
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use postgres::Client;
+use system_tests::cluster::{child_named, has_ended, signal_and_wait, single_value, wait_until};
+use system_tests::{Cluster, Endpoint, Place};
+
+const COMPUTE: &str = "endpoints/main/compute.pid";
+const WALSENDER: &str =
+    "SELECT pid::text FROM pg_stat_replication WHERE application_name = 'walproposer'";
+
+fn insert(client: &mut Client, id: i32) -> Result<()> {
+    client.execute("INSERT INTO t VALUES ($1)", &[&id])?;
+    Ok(())
+}
+
+fn walsender(client: &mut Client) -> Result<Option<u32>> {
+    let rows = client.simple_query(WALSENDER)?;
+    let pid = rows.iter().find_map(|message| match message {
+        postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    Ok(pid.map(|pid| pid.parse()).transpose()?)
+}
+
+/// Waits until another walsender has taken over from `before`, and commits work.
+fn wait_for_another(client: &mut Client, before: u32, id: i32) -> Result<u32> {
+    let mut found = None;
+    wait_until("another walproposer", || {
+        found = walsender(client)?.filter(|pid| *pid != before);
+        Ok(found.is_some())
+    })?;
+    insert(client, id)?;
+    found.context("a walsender")
+}
+
+fn with_endpoint(test: impl FnOnce(&Cluster, &Endpoint, &mut Client) -> Result<()>) -> Result<()> {
+    let mut cluster = Cluster::start(Place::from_env()?)?;
+    let endpoint = cluster.endpoint("main", "main", &[])?;
+    let mut client = endpoint.connect("postgres")?;
+    client.batch_execute("CREATE TABLE t (id int)")?;
+    let result = test(&cluster, &endpoint, &mut client);
+    if result.is_err() {
+        cluster.print_logs();
+        cluster.keep();
+    }
+    result
+}
+
+#[test]
+fn commits_go_on_when_it_is_ended() -> Result<()> {
+    with_endpoint(|cluster, _, client| {
+        insert(client, 1)?;
+        let first = walsender(client)?.context("a walsender")?;
+        let status = "SELECT state || ' ' || sync_state FROM pg_stat_replication";
+        ensure!(single_value(client, status)? == "streaming sync");
+        client.execute("SELECT pg_terminate_backend($1)", &[&i32::try_from(first)?])?;
+        let second = wait_for_another(client, first, 2)?;
+        let keeper = child_named(cluster.pid(COMPUTE)?, "walproposer")?.context("a keeper")?;
+        signal_and_wait(keeper, Signal::SIGKILL)?;
+        let third = wait_for_another(client, second, 3)?;
+        ensure!(has_ended(first) && has_ended(second) && !has_ended(third));
+        ensure!(single_value(client, "SELECT sum(id)::text FROM t")? == "6");
+        Ok(())
+    })
+}
+
+#[test]
+fn it_serves_what_every_process_must() -> Result<()> {
+    with_endpoint(|_, _, client| {
+        insert(client, 1)?;
+        let pid = walsender(client)?.context("a walsender")?;
+        client.batch_execute("SET statement_timeout = '30s'")?;
+        // Waits until every process has closed its files of the database (a procsignal barrier).
+        client.batch_execute("CREATE DATABASE gone")?;
+        client.batch_execute("DROP DATABASE gone")?;
+        // Nobody holds the database that it is connected to: it is connected to none.
+        client.batch_execute("CREATE DATABASE copy TEMPLATE template1")?;
+        // It takes over what the configuration says of it.
+        client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'somebody'")?;
+        client.batch_execute("SELECT pg_reload_conf()")?;
+        let state = "SELECT sync_state FROM pg_stat_replication";
+        wait_until("a standby of no priority", || Ok(single_value(client, state)? == "async"))?;
+        client.batch_execute("ALTER SYSTEM RESET synchronous_standby_names")?;
+        client.batch_execute("SELECT pg_reload_conf()")?;
+        wait_until("the priority", || Ok(single_value(client, state)? == "sync"))?;
+        insert(client, 2)?;
+        ensure!(walsender(client)? == Some(pid), "it has not ended meanwhile");
+        // Memory contexts are logged by the process that is asked, at its next look at interrupts.
+        client.execute("SELECT pg_log_backend_memory_contexts($1)", &[&i32::try_from(pid)?])?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_stop_ends_it_last() -> Result<()> {
+    with_endpoint(|cluster, endpoint, client| {
+        for id in 1..=100 {
+            insert(client, id)?;
+        }
+        let pid = walsender(client)?.context("a walsender")?;
+        let end = single_value(client, "SELECT pg_current_wal_lsn()::text")?;
+        cluster.stop_endpoint(endpoint, "fast")?;
+        ensure!(has_ended(pid));
+        let logged = std::fs::read_to_string(cluster.endpoint_dir(endpoint).join("compute.log"))?;
+        ensure!(logged.contains("neon: the walproposer has ended: ComputeStopped"), "{logged}");
+        // What the server wrote while it stopped has arrived: the next one starts behind it.
+        cluster.start_endpoint(endpoint)?;
+        let mut client = endpoint.connect("postgres")?;
+        let behind = format!("SELECT (pg_current_wal_lsn() > '{end}'::pg_lsn)::text");
+        ensure!(single_value(&mut client, &behind)? == "true");
+        ensure!(single_value(&mut client, "SELECT count(*)::text FROM t")? == "100");
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_else_may_run_it() -> Result<()> {
+    with_endpoint(|cluster, endpoint, client| {
+        client.batch_execute("CREATE ROLE replicator LOGIN REPLICATION")?;
+        let target = format!(
+            "host=127.0.0.1 port={} user=replicator dbname=postgres replication=true",
+            endpoint.port
+        );
+        let output = cluster
+            .place()
+            .install
+            .command("psql", None)
+            .args(["-X", "-v", "VERBOSITY=verbose", "-d", &target, "-c"])
+            .arg("BASE_BACKUP (TARGET 'neon_walproposer', TARGET_DETAIL '/etc/passwd')")
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains("42501"), "{said}");
+        Ok(())
+    })
+}
