@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 use walproposer::{Compute, Config, HostedEnd, Outcome, ServerIdentity, StreamEvent};
 
 use crate::ffi::wake::{self, Wake, Woken};
-use crate::ffi::xlog_sender::{self, Positions, State};
 use crate::ffi::xlog;
+use crate::ffi::xlog_sender::{self, Positions, State};
 use local_wal::{LocalWal, ReadError};
 
 /// The slot keeps WAL by the segment: it need not know of each commit.
@@ -53,6 +53,7 @@ pub enum Error {
 /// to terminate while the server does not stop, ends with its process.
 pub fn run(path: &Path) -> Result<(HostedEnd, String), Error> {
     server_log::install();
+    xlog_sender::forget_statement();
     let config = read_configuration(path)?;
     xlog_sender::acquire_slot(SLOT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,6 +1,8 @@
 //! The walproposer inside a walsender: whatever befalls that process or the one that asked for it, commits go on and none is
 //! lost; and Postgres can do with the process what it does with all of its own.
 
+use std::fs::{self, File};
+use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -105,7 +107,7 @@ fn a_stop_ends_it_last() -> Result<()> {
         let end = single_value(client, "SELECT pg_current_wal_lsn()::text")?;
         cluster.stop_endpoint(endpoint, "fast")?;
         ensure!(has_ended(pid));
-        let logged = std::fs::read_to_string(cluster.endpoint_dir(endpoint).join("compute.log"))?;
+        let logged = fs::read_to_string(cluster.endpoint_dir(endpoint).join("postgres.log"))?;
         ensure!(logged.contains("neon: the walproposer has ended: ComputeStopped"), "{logged}");
         // What the server wrote while it stopped has arrived: the next one starts behind it.
         cluster.start_endpoint(endpoint)?;
@@ -121,19 +123,26 @@ fn a_stop_ends_it_last() -> Result<()> {
 fn nobody_else_may_run_it() -> Result<()> {
     with_endpoint(|cluster, endpoint, client| {
         client.batch_execute("CREATE ROLE replicator LOGIN REPLICATION")?;
+        let pgdata = cluster.endpoint_dir(endpoint).join("pgdata");
+        let mut hba = File::options().append(true).open(pgdata.join("pg_hba.conf"))?;
+        writeln!(hba, "host replication replicator 127.0.0.1/32 trust")?;
+        client.batch_execute("SELECT pg_reload_conf()")?;
         let target = format!(
             "host=127.0.0.1 port={} user=replicator dbname=postgres replication=true",
             endpoint.port
         );
-        let output = cluster
-            .place()
-            .install
-            .command("psql", None)
-            .args(["-X", "-v", "VERBOSITY=verbose", "-d", &target, "-c"])
-            .arg("BASE_BACKUP (TARGET 'neon_walproposer', TARGET_DETAIL '/etc/passwd')")
-            .output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(!output.status.success() && said.contains("42501"), "{said}");
+        // Until the file is read again it is that which refuses.
+        wait_until("the refusal", || {
+            let output = cluster
+                .place()
+                .install
+                .command("psql", None)
+                .args(["-X", "-v", "VERBOSITY=verbose", "-d", &target, "-c"])
+                .arg("BASE_BACKUP (TARGET 'neon_walproposer', TARGET_DETAIL '/etc/passwd')")
+                .output()?;
+            ensure!(!output.status.success(), "it was allowed");
+            Ok(String::from_utf8_lossy(&output.stderr).contains("42501"))
+        })?;
         Ok(())
     })
 }

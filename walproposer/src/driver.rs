@@ -1,5 +1,7 @@
 //! Runs a [`Proposer`]: feeds it what happens and does what it says, in its order. Shared by `run` and `sync`.
 
+mod outgoing;
+
 use std::collections::BTreeMap;
 
 use pg_types::{Lsn, Term};
@@ -8,13 +10,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, sleep_until};
 use wal_consensus::membership::MembershipConf;
-use wal_consensus::message::{AcceptorMessage, AppendHeader};
+use wal_consensus::message::{AcceptorMessage, AppendResponse};
 use wal_consensus::proposer::{
     LostReason, Proposer, ProposerCommand, ProposerConfig, ProposerInput, SkId,
 };
 
 use crate::config::{Config, ConfigError};
-use crate::fetch::{FetchOrder, fetch};
+use crate::held::HeldAppends;
+use crate::leisure::Leisure;
 use crate::limits::{
     EVENTS_PER_TURN, GOODBYE_MAX, HEARTBEAT_INTERVAL, TELL_COMMIT_PAUSE, WINDOW_BYTES_MAX,
 };
@@ -51,6 +54,8 @@ struct Link {
     sender: LinkSender,
     /// Append responses over this connection.
     answers: u64,
+    /// What the last one said.
+    flush_lsn: Lsn,
 }
 
 struct Fetch {
@@ -67,6 +72,10 @@ pub(crate) struct Driver {
     /// The newest configuration that is known.
     mconf: MembershipConf,
     links: BTreeMap<SkId, Link>,
+    leisure: Leisure,
+    held: HeldAppends,
+    /// The safekeeper that has told of a page server last.
+    reader: Option<SkId>,
     fetches: BTreeMap<SkId, Fetch>,
     fetch_count: u64,
     window: Window,
@@ -78,6 +87,8 @@ pub(crate) struct Driver {
     heartbeat: Interval,
     /// When [`ProposerInput::TellCommit`] is due.
     tell_commit_at: Option<Instant>,
+    /// When what is held goes out.
+    release_at: Option<Instant>,
 }
 
 impl Driver {
@@ -99,6 +110,9 @@ impl Driver {
             proposer: Proposer::new(proposer),
             safekeepers,
             links: BTreeMap::new(),
+            leisure: Leisure::default(),
+            held: HeldAppends::default(),
+            reader: None,
             fetches: BTreeMap::new(),
             fetch_count: 0,
             window: Window::default(),
@@ -109,6 +123,7 @@ impl Driver {
             events_sender,
             heartbeat,
             tell_commit_at: None,
+            release_at: None,
         })
     }
 
@@ -117,6 +132,8 @@ impl Driver {
         config.safekeepers = self.safekeepers.count();
         config.mconf = self.mconf.clone();
         self.links.clear();
+        self.leisure = Leisure::default();
+        self.held = HeldAppends::default();
         self.fetches.clear();
         self.window = Window::default();
         self.milestones = Milestones::default();
@@ -158,6 +175,8 @@ impl Driver {
         // Who has never answered is not listening yet.
         let mut waiting = answers(self);
         waiting.retain(|(_, answers)| 0 < *answers);
+        self.leisure = Leisure::default();
+        self.release()?;
         self.step(ProposerInput::Heartbeat)?;
         let heard = async {
             while waiting.iter().any(|before| answers(self).contains(before)) {
@@ -197,6 +216,12 @@ impl Driver {
                 self.tell_commit_at = None;
                 self.step(ProposerInput::TellCommit)
             }
+            () = sleep_until(self.release_at.unwrap_or_else(Instant::now)),
+                if self.release_at.is_some() =>
+            {
+                self.look_for_the_slow();
+                self.release()
+            }
             _ = self.heartbeat.tick() => {
                 self.milestones.heartbeat = true;
                 self.milestones.publish = true;
@@ -235,6 +260,7 @@ impl Driver {
         let before = self.window.begin_lsn();
         self.window.evict_below(self.proposer.truncate_lsn());
         if WINDOW_BYTES_MAX <= self.window.len() {
+            self.release()?;
             self.window.evict_below(self.proposer.evictable_lsn());
         }
         if self.window.begin_lsn() == before { Ok(()) } else { self.hold() }
@@ -243,15 +269,14 @@ impl Driver {
     fn take(&mut self, event: Event) -> Result<(), TermFileError> {
         match event {
             Event::Connected { sk, conn, sender } => {
-                self.links.insert(sk, Link { conn, sender, answers: 0 });
+                self.give_up(sk);
+                let flush_lsn = Lsn::INVALID;
+                self.links.insert(sk, Link { conn, sender, answers: 0, flush_lsn });
                 self.step(ProposerInput::Connected { sk })
             }
             Event::Message { sk, conn, message } if self.is_current(sk, conn) => {
-                self.take_feedback(&message);
-                if let (AcceptorMessage::AppendResponse(_), Some(link)) =
-                    (&message, self.links.get_mut(&sk))
-                {
-                    link.answers += 1;
+                if let AcceptorMessage::AppendResponse(response) = &message {
+                    self.note_answer(sk, response);
                 }
                 self.step(ProposerInput::Message { sk, message })
             }
@@ -259,7 +284,7 @@ impl Driver {
                 self.step(ProposerInput::Written { sk, wal_bytes })
             }
             Event::Disconnected { sk, conn } if self.is_current(sk, conn) => {
-                self.links.remove(&sk);
+                self.give_up(sk);
                 self.step(ProposerInput::Disconnected { sk })
             }
             Event::Fetched { sk, fetch, begin_lsn, wal, permit } => {
@@ -292,12 +317,18 @@ impl Driver {
         self.links.get(&sk).is_some_and(|link| link.conn == conn)
     }
 
-    fn take_feedback(&mut self, message: &AcceptorMessage) {
-        if let AcceptorMessage::AppendResponse(response) = message
-            && !response.pageserver_feedback.is_empty()
-        {
+    fn note_answer(&mut self, sk: SkId, response: &AppendResponse) {
+        let Some(link) = self.links.get_mut(&sk) else { return };
+        link.answers += 1;
+        link.flush_lsn = response.flush_lsn;
+        let mut news = link.answers == 1;
+        if !response.pageserver_feedback.is_empty() {
             self.storage.take(response.pageserver_feedback.clone());
             self.milestones.publish = true;
+            news |= self.reader.replace(sk) != Some(sk);
+        }
+        if news {
+            self.arrange();
         }
     }
 
@@ -337,9 +368,12 @@ impl Driver {
                 self.milestones.elected = Some(term_start_lsn);
             }
             ProposerCommand::Send { sk, message } => {
+                let held = self.held.take(sk);
+                let input = held.and_then(|header| self.append_now(sk, &header));
                 if let Some(link) = self.links.get(&sk) {
                     link.sender.send(&message);
                 }
+                return Ok(input.into_iter().collect());
             }
             ProposerCommand::Append { sk, header } => {
                 return Ok(self.append(sk, &header).into_iter().collect());
@@ -360,8 +394,7 @@ impl Driver {
             ProposerCommand::Reconnect { sk, fault } => {
                 let endpoint = self.address(sk);
                 tracing::warn!(safekeeper = endpoint, %fault, "giving up a connection");
-                self.links.remove(&sk);
-                self.fetches.remove(&sk);
+                self.give_up(sk);
             }
             ProposerCommand::Lost { reason } => {
                 if let LostReason::ConfChanged { mconf, .. } = &reason {
@@ -374,74 +407,8 @@ impl Driver {
         Ok(Vec::new())
     }
 
-    /// Connects to the members of a newer configuration, and gives up who is none any more.
-    fn follow(&mut self, mconf: MembershipConf) -> Vec<ProposerInput> {
-        let gone = self.safekeepers.follow(&mconf);
-        self.mconf = mconf;
-        let gone = gone.into_iter().map(|sk| {
-            self.links.remove(&sk);
-            self.fetches.remove(&sk);
-            ProposerInput::Disconnected { sk }
-        });
-        gone.collect()
-    }
-
     fn address(&self, sk: SkId) -> Option<String> {
         self.safekeepers.get(sk).map(|params| params.endpoint()).map(Endpoint::to_string)
-    }
-
-    fn append(&mut self, sk: SkId, header: &AppendHeader) -> Option<ProposerInput> {
-        let link = self.links.get(&sk)?;
-        let (begin_lsn, end_lsn) = (header.begin_lsn, header.end_lsn);
-        if begin_lsn == end_lsn {
-            link.sender.append(header, Vec::new());
-            return None;
-        }
-        if let Some(wal) = self.window.slice(begin_lsn, end_lsn) {
-            link.sender.append(header, wal);
-            return None;
-        }
-        let fetch = self.fetches.get_mut(&sk);
-        if let Some(fetch) = fetch
-            && let Some(wal) = fetch.window.slice(begin_lsn, end_lsn)
-        {
-            link.sender.append(header, wal);
-            fetch.window.evict_below(end_lsn);
-            if fetch.end_lsn <= end_lsn {
-                self.fetches.remove(&sk);
-            }
-            return None;
-        }
-        tracing::error!(%begin_lsn, %end_lsn, "WAL that was said to be held is not");
-        self.links.remove(&sk);
-        Some(ProposerInput::Disconnected { sk })
-    }
-
-    /// From a donor when there is one; otherwise from the compute, which keeps everything that is not committed.
-    fn fetch(
-        &mut self,
-        sk: SkId,
-        begin_lsn: Lsn,
-        end_lsn: Lsn,
-        donor: Option<SkId>,
-    ) -> Option<ProposerInput> {
-        let donor = donor.and_then(|donor| self.safekeepers.get(donor).cloned());
-        let Some(donor) = donor else {
-            if begin_lsn < self.proposer.commit_lsn() {
-                return Some(ProposerInput::FetchFailed { sk });
-            }
-            let earlier = self.milestones.rewind.map_or(begin_lsn, |lsn| lsn.min(begin_lsn));
-            self.milestones.rewind = Some(earlier);
-            return None;
-        };
-        self.fetch_count += 1;
-        let (number, term) = (self.fetch_count, self.proposer.term());
-        tracing::info!(%begin_lsn, %end_lsn, donor = %donor.endpoint(), "fetching WAL");
-        let order = FetchOrder { sk, fetch: number, begin_lsn, end_lsn, term };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(fetch(order, donor, self.events_sender.clone()));
-        self.fetches.insert(sk, Fetch { number, end_lsn, window: Window::at(begin_lsn), tasks });
-        None
     }
 }
 

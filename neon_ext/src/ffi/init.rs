@@ -8,8 +8,7 @@ use pgrx::pg_sys;
 
 use super::{
     explain, file_cache, file_cache_worker, guc, index_scan, interrupts, prewarm_worker, process,
-    report, shmem, smgr_table, utility,
-    walproposer_target,
+    report, shmem, smgr_table, utility, walproposer_target,
 };
 use crate::{file_cache as cache, spill};
 

@@ -41,9 +41,7 @@ pub fn not_permitted(message: &str) -> ! {
 
 /// Tells whoever asked for the walproposer how it ended ([`HostedEnd::word`]). That it has stopped with its server ends the
 /// process, as everything does then.
-pub fn walproposer_ended(
-    end: Result<(HostedEnd, String), hosted_walproposer::Error>,
-) -> ! {
+pub fn walproposer_ended(end: Result<(HostedEnd, String), hosted_walproposer::Error>) -> ! {
     let (end, how) = match end {
         Ok(end) => end,
         Err(error) => {

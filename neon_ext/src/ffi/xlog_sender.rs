@@ -110,9 +110,7 @@ pub fn timeline() -> u32 {
 /// The beginning of `wal` from WAL buffers; how many bytes, perhaps none. WAL up to the end of `wal` has been written.
 pub fn read_from_buffers(begin_lsn: Lsn, wal: &mut [u8], timeline: u32) -> usize {
     // SAFETY: as many bytes as are said; all of them are below the flush position, so below what was inserted.
-    unsafe {
-        pg_sys::WALReadFromBuffers(wal.as_mut_ptr().cast(), begin_lsn.0, wal.len(), timeline)
-    }
+    unsafe { pg_sys::WALReadFromBuffers(wal.as_mut_ptr().cast(), begin_lsn.0, wal.len(), timeline) }
 }
 
 /// Serves a change of the configuration files.
@@ -137,6 +135,12 @@ pub fn server_identity() -> (u64, u32) {
 pub fn is_bootstrap_superuser() -> bool {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::GetUserId() == pg_sys::BOOTSTRAP_SUPERUSERID.into() }
+}
+
+/// Leaves the text of the replication command out of what this process logs from now on, which it has no more to do with.
+pub fn forget_statement() {
+    // SAFETY: a variable of this process, which every command sets again (`exec_replication_command`).
+    unsafe { pg_sys::debug_query_string = std::ptr::null() };
 }
 
 /// Serves interrupts; one that ends the command or the process does so from here.

@@ -58,7 +58,8 @@ impl LocalWal {
             let offset = segment_offset(lsn);
             let in_segment = usize::try_from(WAL_SEGMENT_SIZE - offset).unwrap_or(usize::MAX);
             let (piece, rest) = wal.split_at_mut(in_segment.min(wal.len()));
-            let result = self.open(number, &path).and_then(|file| file.read_exact_at(piece, offset));
+            let result =
+                self.open(number, &path).and_then(|file| file.read_exact_at(piece, offset));
             result.map_err(|source| ReadError { lsn, path, source })?;
             lsn += piece.len() as u64;
             wal = rest;
