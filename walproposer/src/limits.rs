@@ -37,3 +37,5 @@ pub(crate) const EMPTY_APPENDS_MAX: usize = 64;
 pub(crate) const EVENTS_PER_TURN: usize = 64;
 /// Bytes gathered for one write to a safekeeper.
 pub(crate) const WRITE_BATCH_BYTES: usize = 256 * 1024;
+/// The proposer, which lets `QUEUED_BYTES_MAX` wait for a connection, is told of so many written bytes, not of each small append.
+pub(crate) const WRITTEN_BYTES_TOLD: u64 = 64 * 1024;

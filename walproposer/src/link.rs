@@ -16,7 +16,7 @@ use wal_consensus::proposer::SkId;
 
 use crate::backoff::Backoff;
 use crate::config::Config;
-use crate::limits::{EMPTY_APPENDS_MAX, SILENCE_MAX, WRITE_BATCH_BYTES};
+use crate::limits::{EMPTY_APPENDS_MAX, SILENCE_MAX, WRITE_BATCH_BYTES, WRITTEN_BYTES_TOLD};
 
 /// What the tasks around the driver tell it. `conn` and `fetch` number connections and fetches, so that what comes from
 /// one that was given up can be told apart.
@@ -170,9 +170,9 @@ impl LinkTask<'_> {
 
     async fn write(&self, mut writer: CopyBothWriter, mut queue: Queue) -> Result<(), LinkError> {
         let (sk, conn) = (self.sk, self.conn);
+        let mut wal_bytes = 0;
         while let Some(first) = queue.messages.recv().await {
             let mut next = Some(first);
-            let mut wal_bytes = 0;
             while let Some(outbound) = next {
                 wal_bytes += put(&mut writer, &outbound)?;
                 queue.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -180,8 +180,9 @@ impl LinkTask<'_> {
                 next = if room { queue.messages.try_recv().ok() } else { None };
             }
             writer.flush().await?;
-            if wal_bytes > 0 {
+            if WRITTEN_BYTES_TOLD <= wal_bytes {
                 self.tell(Event::Written { sk, conn, wal_bytes }).await;
+                wal_bytes = 0;
             }
         }
         Ok(())
