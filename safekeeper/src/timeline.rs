@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use pg_types::{Lsn, NodeId, TenantId, TimelineId};
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,7 @@ use wal_consensus::command::{AcceptorIdentity, AcceptorState, ConnId};
 
 use crate::feedback::Feedback;
 use crate::metrics::Metrics;
-use crate::wal_storage::WalReader;
+use crate::wal_storage::{RecentWal, WalReader};
 use core::{Broken, CopyState, Core, Outgoing, Progress};
 
 /// Messages for a proposer that are caused by *other* connections: few, so a full queue means that nobody reads.
@@ -63,6 +63,7 @@ pub struct Timeline {
     feedback: Feedback,
     /// WAL below this is in the object store.
     backup_lsn: AtomicU64,
+    recent: Arc<RecentWal>,
     /// Connected proposers.
     links: Mutex<HashMap<ConnId, mpsc::Sender<Outgoing>>>,
     next_conn: AtomicU64,
@@ -131,6 +132,7 @@ impl Timeline {
             committed: watch::Sender::new(core.progress().ladder.commit_lsn),
             feedback: Feedback::new(core.control_file().remote_consistent_lsn),
             backup_lsn: AtomicU64::new(core.control_file().backup_lsn.0),
+            recent: core.recent_wal(),
             core: tokio::sync::Mutex::new(core),
             broken: OnceLock::new(),
             links: Mutex::default(),
@@ -199,7 +201,7 @@ impl Timeline {
 
     /// Reads its WAL.
     pub fn reader(&self) -> WalReader {
-        WalReader::new(&self.dir)
+        WalReader::new(&self.dir, Arc::clone(&self.recent))
     }
 
     /// Directory of its files.

@@ -1,5 +1,6 @@
 //! WAL of one timeline on disk: segment files of 16 MiB under Postgres' names, the unfinished ones with the suffix
-//! `.partial`, all zero-filled in advance so that a write changes no metadata and a commit costs one `fdatasync`.
+//! `.partial`, all zero-filled in advance so that a write changes no metadata and a commit costs one write
+//! past the kernel's cache, or one `fdatasync`.
 //!
 //! ```text
 //! 000000010000000000000001            complete, durable before it got this name
@@ -7,7 +8,9 @@
 //! next-segment.tmp                    zero-filled by another thread while the current one fills
 //! ```
 
+mod pages;
 mod reader;
+mod recent;
 mod recovery;
 mod segment;
 #[cfg(test)]
@@ -15,6 +18,7 @@ mod segment;
 pub(crate) mod wal_builder;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pg_types::Lsn;
@@ -23,6 +27,7 @@ use wal_decoder::WalStream;
 use wal_decoder::stream::StreamError;
 
 pub use reader::{ReadError, WalReader};
+pub use recent::RecentWal;
 pub use recovery::{EndOfWal, Known, RecoveryError, damage, find_end_of_wal};
 
 use crate::durable::FileError;
@@ -60,6 +65,7 @@ pub struct WalStorage {
     invalid: Option<StreamError>,
     segment: Option<Segment>,
     spare: SparePreparation,
+    recent: Arc<RecentWal>,
 }
 
 impl WalStorage {
@@ -75,7 +81,13 @@ impl WalStorage {
             invalid: None,
             segment: None,
             spare: SparePreparation::default(),
+            recent: Arc::default(),
         }
+    }
+
+    /// The end of the log in memory, for its readers.
+    pub fn recent(&self) -> Arc<RecentWal> {
+        Arc::clone(&self.recent)
     }
 
     /// End of the bytes written.
@@ -91,7 +103,10 @@ impl WalStorage {
     /// Makes `end_lsn` the durable end of the log: whole segments behind it go, last ones first, so that a crash
     /// leaves no hole; the rest of its own segment becomes zeros, so that a scan stops there.
     pub fn truncate(&mut self, end_lsn: Lsn) -> Result<(), FileError> {
+        // What is below the cut and only in memory so far becomes part of the durable log, too.
+        self.flush()?;
         self.segment = None;
+        self.recent.forget();
         let cut = segment_offset(end_lsn) != 0;
         let first_removed = segment_number(end_lsn) + u64::from(cut);
         segment::remove_from(&self.dir, first_removed)?;
@@ -117,7 +132,8 @@ impl WalStorage {
             let room = usize::try_from(WAL_SEGMENT_SIZE - offset).unwrap_or(usize::MAX);
             let piece = wal.split_to(room.min(wal.len()));
             let segment = self.current_segment()?;
-            segment.append(&piece, offset)?;
+            segment.append(&piece)?;
+            self.recent.push(self.write_lsn, &piece);
             self.write_lsn += piece.len() as u64;
             if segment_offset(self.write_lsn) == 0 {
                 self.complete_segment()?;
@@ -132,7 +148,7 @@ impl WalStorage {
     /// Makes everything written durable.
     pub fn flush(&mut self) -> Result<Flushed, FileError> {
         if self.synced_lsn < self.write_lsn {
-            if let Some(segment) = &self.segment {
+            if let Some(segment) = &mut self.segment {
                 segment.sync()?;
             }
             self.synced_lsn = self.write_lsn;

@@ -2,6 +2,7 @@
 //! duties named D1..D8 are those of the acceptor's runtime in that crate's README.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use crate::control_file::{ControlFile, ControlFileError};
 use crate::durable::FileError;
 use crate::metrics::{Metrics, seconds};
 use crate::threads::blocking;
-use crate::wal_storage::{Flushed, Known, RecoveryError, WalStorage, find_end_of_wal};
+use crate::wal_storage::{Flushed, Known, RecentWal, RecoveryError, WalStorage, find_end_of_wal};
 
 /// Why a timeline is out of service. Nothing is known any more about what is on disk (D6).
 #[derive(Debug, thiserror::Error)]
@@ -263,6 +264,11 @@ impl Core {
             term: self.acceptor.state().term,
             last_log_term: self.acceptor.last_log_term(),
         }
+    }
+
+    /// The end of the log in memory, for its readers.
+    pub fn recent_wal(&self) -> Arc<RecentWal> {
+        self.wal.recent()
     }
 
     /// State as it would be saved now.

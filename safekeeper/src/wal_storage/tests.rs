@@ -87,7 +87,7 @@ fn segments_get_their_names_and_are_read_back() {
         assert_eq!(segment::complete_path(dir.path(), segno).exists(), complete, "{segno}");
         assert_eq!(segment::partial_path(dir.path(), segno).exists(), !complete, "{segno}");
     }
-    let mut reader = WalReader::new(dir.path());
+    let mut reader = WalReader::new(dir.path(), Arc::default());
     let mut read = Vec::new();
     while read.len() < builder.bytes().len() {
         let at = START + read.len() as u64;
@@ -101,7 +101,10 @@ fn segments_get_their_names_and_are_read_back() {
     assert_eq!(wal.remove_below(segment_start(3)).unwrap(), 2);
     assert_eq!(wal.remove_below(segment_start(3)).unwrap(), 0);
     assert_eq!(oldest_wal(dir.path()).unwrap(), Some(segment_start(3)));
-    assert!(matches!(WalReader::new(dir.path()).read(START, 8), Err(ReadError::Removed(_))));
+    assert!(matches!(
+        WalReader::new(dir.path(), Arc::default()).read(START, 8),
+        Err(ReadError::Removed(_))
+    ));
 }
 
 #[test]
@@ -278,7 +281,7 @@ proptest! {
         prop_assert!(flushed <= end.flush_lsn && end.flush_lsn <= builder.end_lsn());
         prop_assert!(end.flush_lsn == start || builder.ends.contains(&end.flush_lsn));
         // Whatever is claimed can be read and is what was written.
-        let mut reader = WalReader::new(dir.path());
+        let mut reader = WalReader::new(dir.path(), Arc::default());
         let mut at = start;
         while at < end.flush_lsn {
             let data = reader.read(at, usize::try_from(end.flush_lsn - at).unwrap()).unwrap();
