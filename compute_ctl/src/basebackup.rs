@@ -46,9 +46,12 @@ pub enum BasebackupError {
 pub async fn fetch(config: &Config, lsn: Lsn, pgdata: &Path) -> Result<(), BasebackupError> {
     let endpoint: Endpoint = config.pageserver.parse().map_err(BasebackupError::Address)?;
     let failed = |source| BasebackupError::Fetch { timeline: config.timeline_id, lsn, source };
-    let params = ConnectParams::new(endpoint, SUPERUSER)
+    let mut params = ConnectParams::new(endpoint, SUPERUSER)
         .param("application_name", &config.endpoint_id)
         .read_timeout(Some(READ_TIMEOUT));
+    if let Some(token) = &config.auth_token {
+        params = params.password(token);
+    }
     let mut client = Client::connect(&params).await.map_err(failed)?;
     let query = format!("basebackup {} {} {lsn}", config.tenant_id, config.timeline_id);
     let mut stream = client.copy_out(&query).await.map_err(failed)?;

@@ -31,6 +31,9 @@ pub struct Config {
     pub port: u16,
     /// `host:port` of the page service.
     pub pageserver: String,
+    /// Shown to the page server and the safekeepers: a token of this tenant. The file is its owner's alone then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_token: Option<String>,
     /// The quorum.
     #[serde(rename = "safekeeper")]
     pub safekeepers: Vec<SafekeeperAddress>,
@@ -102,6 +105,7 @@ pub(crate) fn example() -> Config {
         postgres_log: "/env/postgres.log".into(),
         port: 5432,
         pageserver: "127.0.0.1:6400".to_owned(),
+        auth_token: None,
         safekeepers: vec![SafekeeperAddress { id: NodeId(1), address: "127.0.0.1:1".to_owned() }],
         settings: BTreeMap::new(),
     }

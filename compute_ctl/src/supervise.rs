@@ -95,6 +95,11 @@ pub fn start_postgres(
     let mut command = install.command("postgres", user);
     command.arg("-D").arg(&config.pgdata);
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    if let Some(token) = &config.auth_token {
+        // The extension shows it to the page server. Of SQL's users only those see it who may read the server's files or
+        // run programs, and they are what the token is for.
+        command.env("NEON_AUTH_TOKEN", token);
+    }
     // SIGQUIT is PostgreSQL's immediate shutdown: the local disk is not worth a checkpoint.
     pg_launch::ffi::die_with_parent(&mut command, Signal::SIGQUIT);
     Command::from(command).spawn().map_err(failed)

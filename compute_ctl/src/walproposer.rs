@@ -1,5 +1,7 @@
 //! The walproposer: its configuration for this compute, and what its exit codes say.
 
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -16,7 +18,7 @@ fn configuration(config: &Config, start_lsn: Option<Lsn>) -> walproposer::Config
         timeline_id: config.timeline_id,
         safekeepers: config.safekeepers.iter().map(|node| node.address.clone()).collect(),
         mconf: Default::default(),
-        auth_token: None,
+        auth_token: config.auth_token.clone(),
         compute: start_lsn.map(|start_lsn| ComputeConfig {
             pgdata: config.pgdata.clone(),
             socket_dir: config.socket_dir(),
@@ -64,7 +66,11 @@ pub fn update_safekeepers(config: &Config) -> std::io::Result<()> {
 fn replace_toml(path: &Path, config: &walproposer::Config) -> std::io::Result<()> {
     let text = toml::to_string(config).map_err(std::io::Error::other)?;
     let temporary = path.with_extension("tmp");
-    std::fs::write(&temporary, text)?;
+    let mut file = std::fs::File::create(&temporary)?;
+    if config.auth_token.is_some() {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    }
+    file.write_all(text.as_bytes())?;
     std::fs::rename(&temporary, path)
 }
 

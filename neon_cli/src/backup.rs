@@ -32,11 +32,17 @@ pub fn run(
     let mut file = BufWriter::new(file.doing("create", output)?);
     let port = environment.description.pageserver.pg_port;
     let endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port };
+    let mut params = ConnectParams::new(endpoint, compute_ctl::SUPERUSER)
+        .param("application_name", "neon")
+        .read_timeout(Some(READ_TIMEOUT));
+    if let Some(token) = environment.own_token() {
+        params = params.password(token);
+    }
     let query = format!("fullbackup {} {} {lsn}", branch.tenant_id, branch.timeline_id);
     crate::services::progress(&format!("writing the backup of \"{name}\" at {lsn}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.doing("start a runtime for", output).and_then(|runtime| {
-        runtime.block_on(fetch(endpoint, &query, &mut file, output))?;
+        runtime.block_on(fetch(params, &query, &mut file, output))?;
         file.flush().doing("write", output)?;
         file.get_ref().sync_all().doing("flush", output)
     });
@@ -47,13 +53,15 @@ pub fn run(
     result
 }
 
-async fn fetch(endpoint: Endpoint, query: &str, file: &mut impl Write, path: &Path) -> Result<()> {
+async fn fetch(
+    params: ConnectParams,
+    query: &str,
+    file: &mut impl Write,
+    path: &Path,
+) -> Result<()> {
     let failed = |error: ClientError| {
         CliError::failed(format!("the page server gave no backup: {}", with_causes(&error)))
     };
-    let params = ConnectParams::new(endpoint, compute_ctl::SUPERUSER)
-        .param("application_name", "neon")
-        .read_timeout(Some(READ_TIMEOUT));
     let mut client = Client::connect(&params).await.map_err(failed)?;
     let mut stream = client.copy_out(query).await.map_err(failed)?;
     while let Some(chunk) = stream.next().await.map_err(failed)? {

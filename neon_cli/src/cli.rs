@@ -1,6 +1,7 @@
 //! The command line's grammar. What the commands do is elsewhere.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pg_types::{Lsn, TenantId};
@@ -48,6 +49,9 @@ pub enum Command {
     /// Endpoints: PostgreSQL servers without data of their own, each on one branch.
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// Tokens: what the services accept in an environment made with `--auth`.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Open psql on an endpoint.
     Psql {
         /// Name of the endpoint.
@@ -78,6 +82,9 @@ pub struct InitArgs {
     /// Number of safekeepers: a commit is on a majority of them. An odd number, since one more than that adds no safety.
     #[arg(long, default_value = "1", value_parser = safekeeper_count)]
     pub safekeepers: u16,
+    /// Make a key, and let the page server and the safekeepers serve nobody without a token.
+    #[arg(long)]
+    pub auth: bool,
 }
 
 /// Most safekeepers of an environment.
@@ -196,6 +203,53 @@ pub enum TimelineCommand {
         #[arg(long)]
         tenant: Option<TenantId>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Print a new token.
+    Create {
+        /// What it allows.
+        #[arg(long, value_enum)]
+        scope: ScopeName,
+        /// Whose token it is (default: the default tenant's); for scope tenant alone.
+        #[arg(long)]
+        tenant: Option<TenantId>,
+        /// How long it is valid, as in 30min, 1h or 7d; or "never".
+        #[arg(long, default_value = "1h", value_parser = expires)]
+        expires: Expires,
+    },
+    /// Make a new key. Tokens of the older ones are accepted until `retire`.
+    Rotate,
+    /// Stop accepting tokens of older keys. Endpoints that were started before `rotate` must be started again first.
+    Retire,
+}
+
+/// What a token allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScopeName {
+    /// WAL and pages of one tenant: for a compute.
+    Tenant,
+    /// Pages of all tenants, and the page server's API.
+    Pageserverapi,
+    /// WAL of all tenants, and the safekeepers' API.
+    Safekeeperdata,
+    /// Everything.
+    Admin,
+}
+
+/// How long a token is valid; `None`: as long as its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expires(pub Option<Duration>);
+
+fn expires(text: &str) -> Result<Expires, String> {
+    if text == "never" {
+        return Ok(Expires(None));
+    }
+    match humantime::parse_duration(text) {
+        Ok(after) if !after.is_zero() => Ok(Expires(Some(after))),
+        _ => Err("expected a duration such as 1h, or \"never\"".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

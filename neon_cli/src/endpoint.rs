@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use pg_types::TimelineId;
 
 use crate::cli::StopMode;
-use crate::environment::{Endpoint, Environment, check_name, write_toml};
+use crate::environment::{Endpoint, Environment, check_name, write_secret_toml, write_toml};
 use crate::error::{CliError, IoContext, Result};
 use crate::ports::{check_free, free_ports};
 use crate::process::Service;
@@ -31,6 +31,11 @@ pub fn any_runs_on(environment: &Environment, timeline_id: TimelineId) -> Result
         }
     }
     Ok(false)
+}
+
+/// Whether its compute runs.
+pub fn is_running(environment: &Environment, endpoint: &Endpoint) -> Result<bool> {
+    Ok(service(environment, &endpoint.name).running_pid()?.is_some())
 }
 
 fn service(environment: &Environment, name: &str) -> Service {
@@ -121,12 +126,22 @@ pub fn start(environment: &Environment, name: &str) -> Result<ComputeStatus> {
     })
 }
 
+/// Where the configuration of an endpoint's compute is, once it was started.
+pub fn config_path(environment: &Environment, name: &str) -> PathBuf {
+    environment.endpoint_dir(name).join("compute.toml")
+}
+
 fn write_config(environment: &Environment, endpoint: &Endpoint) -> Result<PathBuf> {
-    let path = environment.endpoint_dir(&endpoint.name).join("compute.toml");
-    write_toml(&path, &compute_config(environment, endpoint))?;
+    let path = config_path(environment, &endpoint.name);
+    let mut config = compute_config(environment, endpoint);
+    if let Some(signer) = &environment.signer {
+        config.auth_token = Some(signer.tenant_token(endpoint.tenant_id)?);
+    }
+    write_secret_toml(&path, &config)?;
     Ok(path)
 }
 
+/// All but its token, which is made when it is written.
 fn compute_config(environment: &Environment, endpoint: &Endpoint) -> compute_ctl::Config {
     let dir = environment.endpoint_dir(&endpoint.name);
     let description = &environment.description;
@@ -143,6 +158,7 @@ fn compute_config(environment: &Environment, endpoint: &Endpoint) -> compute_ctl
         postgres_log: dir.join("postgres.log"),
         port: endpoint.port,
         pageserver: format!("127.0.0.1:{}", description.pageserver.pg_port),
+        auth_token: None,
         safekeepers: members
             .map(|node| compute_ctl::SafekeeperAddress { id: node.id, address: node.address() })
             .collect(),

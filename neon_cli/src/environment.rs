@@ -3,6 +3,7 @@
 //! ```text
 //! .neon/
 //!   neon.toml                what exists: ports, ids, branches (written by temp file and rename)
+//!   auth/                    keys, with `--auth` (see `auth.rs`)
 //!   lock                     held by the command that changes something
 //!   pageserver/              pageserver.toml, pageserver.pid, pageserver.log, data
 //!   safekeeper-1/            safekeeper.toml, safekeeper.pid, safekeeper.log, data
@@ -10,8 +11,9 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use pg_types::{Generation, Lsn, NodeId, TenantId, TimelineId};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use wal_consensus::change::StoredConf;
 use wal_consensus::membership::{Member, MembershipConf};
 
+use crate::auth::Signer;
 use crate::error::{CliError, IoContext, Result};
 
 /// Everything of an environment runs on one machine.
@@ -38,6 +41,9 @@ pub struct Description {
     /// Highest number that a safekeeper was ever given: none is used twice, since votes are counted by it.
     #[serde(default)]
     pub safekeepers_ever: u64,
+    /// Whether the services want tokens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auth: bool,
     pub pageserver: PageserverNode,
     #[serde(rename = "safekeeper")]
     pub safekeepers: Vec<SafekeeperNode>,
@@ -128,6 +134,8 @@ pub struct Endpoint {
 pub struct Environment {
     pub dir: PathBuf,
     pub description: Description,
+    /// What signs tokens, if the services want any.
+    pub signer: Option<Signer>,
     _lock: File,
 }
 
@@ -143,7 +151,8 @@ impl Environment {
                 dir.display()
             )));
         }
-        let environment = Environment { dir, description, _lock: lock };
+        let signer = description.auth.then(|| Signer::create(&dir)).transpose()?;
+        let environment = Environment { dir, description, signer, _lock: lock };
         environment.save()?;
         Ok(environment)
     }
@@ -173,12 +182,18 @@ impl Environment {
                 branch.membership = all.clone();
             }
         }
-        Ok(Environment { dir, description, _lock: lock })
+        let signer = description.auth.then(|| Signer::open(&dir)).transpose()?;
+        Ok(Environment { dir, description, signer, _lock: lock })
     }
 
     /// Writes `neon.toml` durably.
     pub fn save(&self) -> Result<()> {
         write_toml(&self.dir.join("neon.toml"), &self.description)
+    }
+
+    /// What commands show to the services.
+    pub fn own_token(&self) -> Option<&str> {
+        self.signer.as_ref().map(Signer::own_token)
     }
 
     pub fn pageserver_dir(&self) -> PathBuf {
@@ -281,16 +296,40 @@ pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a TOML file: temporary file, fsync, rename, fsync of the directory.
 pub fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let text = toml::to_string_pretty(value).map_err(|error| {
-        CliError::failed(format!("could not write {}: {error}", path.display()))
-    })?;
-    write_durably(path, text.as_bytes())
+    write_durably(path, to_toml(path, value)?.as_bytes())
+}
+
+/// The same for a file that nobody but its owner may read.
+pub fn write_secret_toml<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    write_secret(path, to_toml(path, value)?.as_bytes())
+}
+
+fn to_toml<T: Serialize>(path: &Path, value: &T) -> Result<String> {
+    toml::to_string_pretty(value)
+        .map_err(|error| CliError::failed(format!("could not write {}: {error}", path.display())))
 }
 
 /// Replaces a file so that a crash leaves either the old or the new contents.
 pub fn write_durably(path: &Path, contents: &[u8]) -> Result<()> {
+    replace(path, contents, 0o644)
+}
+
+/// The same for a file that nobody but its owner may read.
+pub fn write_secret(path: &Path, contents: &[u8]) -> Result<()> {
+    replace(path, contents, 0o600)
+}
+
+fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     let temp = path.with_extension("tmp");
-    let mut file = File::create(&temp).doing("create", &temp)?;
+    // One that a killed command left may have another mode.
+    match fs::remove_file(&temp) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).doing("remove", &temp);
+        }
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp);
+    let mut file = file.doing("create", &temp)?;
     file.write_all(contents).doing("write", &temp)?;
     file.sync_all().doing("flush", &temp)?;
     fs::rename(&temp, path).doing("rename", &temp)?;
@@ -310,6 +349,7 @@ pub fn new_description(pg_install: PathBuf, safekeepers: u16) -> Result<Descript
         version: VERSION,
         pg_install,
         default_tenant: tenant_id,
+        auth: false,
         pageserver: PageserverNode { pg_port: port(), http_port: port() },
         safekeepers: (1..=u64::from(safekeepers))
             .map(|id| new_safekeeper(NodeId(id), port(), port()))

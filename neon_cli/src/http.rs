@@ -14,10 +14,11 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 const UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A service's HTTP API.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Api {
     what: String,
     base: String,
+    token: Option<String>,
     agent: ureq::Agent,
 }
 
@@ -37,10 +38,11 @@ fn agent(timeout: Duration) -> ureq::Agent {
 }
 
 impl Api {
-    /// API of a service on the loopback address.
-    pub fn local(what: impl Into<String>, port: u16) -> Api {
+    /// API of a service on the loopback address, which may want a token.
+    pub fn local(what: impl Into<String>, port: u16, token: Option<&str>) -> Api {
         let base = format!("http://127.0.0.1:{port}");
-        Api { what: what.into(), base, agent: agent(CALL_TIMEOUT) }
+        let token = token.map(str::to_owned);
+        Api { what: what.into(), base, token, agent: agent(CALL_TIMEOUT) }
     }
 
     /// The same for calls that take no longer than this.
@@ -50,22 +52,24 @@ impl Api {
 
     /// GET; any status is an answer.
     pub fn get(&self, path: &str) -> Result<Answer> {
-        self.finish("GET", path, self.agent.get(self.url(path)).call())
+        self.finish("GET", path, self.signed(self.agent.get(self.url(path))).call())
     }
 
     /// POST with a JSON body; any status is an answer.
     pub fn post(&self, path: &str, body: &Value) -> Result<Answer> {
-        self.finish("POST", path, self.agent.post(self.url(path)).send_json(body))
+        let request = self.signed(self.agent.post(self.url(path)));
+        self.finish("POST", path, request.send_json(body))
     }
 
     /// PUT with a JSON body; any status is an answer.
     pub fn put(&self, path: &str, body: &Value) -> Result<Answer> {
-        self.finish("PUT", path, self.agent.put(self.url(path)).send_json(body))
+        let request = self.signed(self.agent.put(self.url(path)));
+        self.finish("PUT", path, request.send_json(body))
     }
 
     /// DELETE; any status is an answer.
     pub fn delete(&self, path: &str) -> Result<Answer> {
-        self.finish("DELETE", path, self.agent.delete(self.url(path)).call())
+        self.finish("DELETE", path, self.signed(self.agent.delete(self.url(path))).call())
     }
 
     /// Whether the service answers at all.
@@ -76,6 +80,13 @@ impl Api {
 
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
+    }
+
+    fn signed<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        }
     }
 
     fn finish(

@@ -2,6 +2,7 @@
 //!
 //! Data goes to standard output, progress and errors to standard error. An error is one sentence.
 
+mod auth;
 mod backup;
 mod cli;
 mod endpoint;
@@ -25,7 +26,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use pg_types::NodeId;
 
-use cli::{Cli, Command, EndpointCommand, SafekeeperCommand, TenantCommand, TimelineCommand};
+use cli::{
+    Cli, Command, EndpointCommand, SafekeeperCommand, TenantCommand, TimelineCommand, TokenCommand,
+};
 use environment::{Environment, new_description};
 use error::Result;
 
@@ -59,6 +62,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Tenant(command) => tenant(&mut environment, command, cli.json)?,
         Command::Timeline(command) => timeline_command(&mut environment, command, cli.json)?,
         Command::Endpoint(command) => endpoint_command(&environment, command, cli.json)?,
+        Command::Token(command) => token(&mut environment, command, cli.json)?,
         Command::Safekeeper(args) => {
             if let Some(command) = args.command {
                 safekeeper_command(&mut environment, command, cli.json)?;
@@ -78,7 +82,9 @@ fn init(cli: &Cli, args: &cli::InitArgs) -> Result<ExitCode> {
     };
     pg_launch::ensure_system_user()?;
     let root = install.root().canonicalize().unwrap_or_else(|_| install.root().to_owned());
-    let environment = Environment::create(&cli.dir, new_description(root, args.safekeepers)?)?;
+    let mut description = new_description(root, args.safekeepers)?;
+    description.auth = args.auth;
+    let environment = Environment::create(&cli.dir, description)?;
     eprintln!("made an environment in {}; start it with `neon start`", environment.dir.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -95,6 +101,16 @@ fn safekeeper_command(
             output::added(&safekeeper::add(environment, count)?, json)
         }
         SafekeeperCommand::Remove { id } => safekeeper::remove(environment, NodeId(id)),
+    }
+}
+
+fn token(environment: &mut Environment, command: TokenCommand, json: bool) -> Result<()> {
+    match command {
+        TokenCommand::Create { scope, tenant, expires } => {
+            output::token(&auth::create(environment, scope, tenant, expires.0)?, json)
+        }
+        TokenCommand::Rotate => auth::rotate(environment),
+        TokenCommand::Retire => auth::retire(environment),
     }
 }
 

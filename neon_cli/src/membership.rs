@@ -282,7 +282,7 @@ impl Run<'_> {
 
     fn api(&self, member: &Member) -> Result<Api> {
         let gone = || CliError::not_found(format!("there is no safekeeper {}", member.id));
-        self.node(member.id).map(safekeeper_api).ok_or_else(gone)
+        self.node(member.id).map(|node| safekeeper_api(self.environment, node)).ok_or_else(gone)
     }
 
     /// Those that can be reached have the joint configuration, and some of them are not level.

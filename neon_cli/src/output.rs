@@ -104,6 +104,15 @@ pub fn added(ids: &[NodeId], json: bool) -> Result<()> {
     Ok(())
 }
 
+/// A token that was made.
+pub fn token(token: &str, json: bool) -> Result<()> {
+    if json {
+        return print_json(&json!({ "token": token }));
+    }
+    println!("{token}");
+    Ok(())
+}
+
 /// Branches of a tenant.
 pub fn timelines(rows: &[Row], json: bool) -> Result<()> {
     if json {

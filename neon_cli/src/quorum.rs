@@ -58,7 +58,7 @@ pub fn settle(environment: &Environment, branch: &Branch) -> Result<Lsn> {
         timeline_id: branch.timeline_id,
         safekeepers: nodes.iter().map(SafekeeperNode::address).collect(),
         mconf: branch.membership.mconf.clone(),
-        auth_token: None,
+        auth_token: environment.own_token().map(str::to_owned),
         compute: None,
     };
     let sync = async {
@@ -111,7 +111,7 @@ impl Quorum {
 fn ask_quorum(environment: &Environment, branch: &Branch) -> Result<Quorum> {
     let (mut answers, mut failure) = (BTreeMap::new(), None);
     for node in environment.safekeepers_of(branch) {
-        let answer = safekeeper_api(&node).get(&branch.path());
+        let answer = safekeeper_api(environment, &node).get(&branch.path());
         match answer.and_then(|answer| answer.parse("ask a safekeeper for the newest position")) {
             Ok(progress) => drop(answers.insert(node.id, progress)),
             Err(error) => failure = Some(error),

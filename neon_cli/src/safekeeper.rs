@@ -156,7 +156,7 @@ pub fn status(environment: &Environment) -> Vec<PartRow> {
     let mut rows = Vec::new();
     for branch in &environment.description.branches {
         for node in environment.safekeepers_of(branch) {
-            let answer = safekeeper_api(&node).get(&branch.path());
+            let answer = safekeeper_api(environment, &node).get(&branch.path());
             let part: Result<Part> = answer.and_then(|answer| answer.parse("ask a safekeeper"));
             let state = match &part {
                 Ok(part) if part.walreceivers > 0 => "receives WAL".to_owned(),

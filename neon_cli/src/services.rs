@@ -40,7 +40,8 @@ pub fn pageserver_service(environment: &Environment) -> Service {
 
 /// The page server's HTTP API.
 pub fn pageserver_api(environment: &Environment) -> Api {
-    Api::local("page server", environment.description.pageserver.http_port)
+    let port = environment.description.pageserver.http_port;
+    Api::local("page server", port, environment.own_token())
 }
 
 /// A safekeeper's process.
@@ -57,8 +58,9 @@ pub fn safekeeper_service(environment: &Environment, node: &SafekeeperNode) -> S
 const SAFEKEEPER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A safekeeper's HTTP API.
-pub fn safekeeper_api(node: &SafekeeperNode) -> Api {
-    Api::local(format!("safekeeper {}", node.id), node.http_port).within(SAFEKEEPER_TIMEOUT)
+pub fn safekeeper_api(environment: &Environment, node: &SafekeeperNode) -> Api {
+    let name = format!("safekeeper {}", node.id);
+    Api::local(name, node.http_port, environment.own_token()).within(SAFEKEEPER_TIMEOUT)
 }
 
 /// Starts everything that does not run yet, then finishes what an earlier command left half done.
@@ -91,6 +93,7 @@ fn start_pageserver(environment: &Environment) -> Result<bool> {
     let mut installs = Table::new();
     installs.insert("17".to_owned(), path_value(&environment.description.pg_install));
     let config = config_file(
+        environment,
         &dir,
         "pageserver.toml",
         [
@@ -119,6 +122,7 @@ pub fn start_safekeeper(environment: &Environment, node: &SafekeeperNode) -> Res
     let dir = environment.safekeeper_dir(node.id);
     let id = i64::try_from(node.id.0).unwrap_or(i64::MAX);
     let config = config_file(
+        environment,
         &dir,
         "safekeeper.toml",
         [
@@ -129,7 +133,7 @@ pub fn start_safekeeper(environment: &Environment, node: &SafekeeperNode) -> Res
         ],
     )?;
     progress(&format!("starting safekeeper {}", node.id));
-    let api = safekeeper_api(node);
+    let api = safekeeper_api(environment, node);
     service
         .spawn("safekeeper", &config)?
         .wait_ready(START_PATIENCE, || Ok(api.is_up().then_some(())))?;
@@ -172,7 +176,7 @@ pub fn status(environment: &Environment) -> Result<Vec<StatusRow>> {
 /// A safekeeper's row.
 pub fn safekeeper_row(environment: &Environment, node: &SafekeeperNode) -> Result<StatusRow> {
     let service = safekeeper_service(environment, node);
-    status_row(&service, &safekeeper_api(node), vec![node.pg_port, node.http_port])
+    status_row(&service, &safekeeper_api(environment, node), vec![node.pg_port, node.http_port])
 }
 
 fn status_row(service: &Service, api: &Api, ports: Vec<u16>) -> Result<StatusRow> {
@@ -188,6 +192,7 @@ fn status_row(service: &Service, api: &Api, ports: Vec<u16>) -> Result<StatusRow
 /// Writes a service's configuration. It is made anew at each start from `neon.toml`; settings of the user's own
 /// go into `NAME.override.toml` beside it, which wins.
 fn config_file<const N: usize>(
+    environment: &Environment,
     dir: &Path,
     name: &str,
     entries: [(&str, Value); N],
@@ -195,6 +200,10 @@ fn config_file<const N: usize>(
     fs::create_dir_all(dir).doing("create", dir)?;
     let mut table: Table =
         entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    if let Some(signer) = &environment.signer {
+        let keys = signer.prepare_service(dir)?.map(|(key, value)| (key.to_owned(), value));
+        table.extend(keys);
+    }
     let overrides = dir.join(name).with_extension("override.toml");
     if overrides.exists() {
         table.extend(crate::environment::read_toml::<Table>(&overrides)?);
@@ -204,7 +213,8 @@ fn config_file<const N: usize>(
     Ok(path)
 }
 
-fn path_value(path: &Path) -> Value {
+/// A path as a setting.
+pub fn path_value(path: &Path) -> Value {
     Value::String(path.to_string_lossy().into_owned())
 }
 

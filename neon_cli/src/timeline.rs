@@ -198,7 +198,7 @@ fn ensure_on_safekeepers(
         "start_lsn": pg_types::xlog::normalize(start_lsn),
     });
     let create = |node: &SafekeeperNode| -> Result<()> {
-        let answer = safekeeper_api(node).post("/v1/tenant/timeline", &request)?;
+        let answer = safekeeper_api(environment, node).post("/v1/tenant/timeline", &request)?;
         if answer.status != 409 {
             answer.expect_success(&format!("create the timeline on safekeeper {}", node.id))?;
         }
@@ -264,7 +264,7 @@ pub fn delete(environment: &mut Environment, tenant: Option<TenantId>, name: &st
         answer.expect_success("delete the timeline on the page server")?;
     }
     for node in &environment.description.safekeepers {
-        let answer = safekeeper_api(node).delete(&path)?;
+        let answer = safekeeper_api(environment, node).delete(&path)?;
         if answer.status != 404 {
             answer.expect_success(&format!("delete the timeline on safekeeper {}", node.id))?;
         }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use auth_token::OwnToken;
 use serde::{Deserialize, Serialize};
 
 /// Prefix of environment variables that override a key of the file: `NEON_PAGESERVER__WAIT_LSN_TIMEOUT=5s`.
@@ -63,6 +64,12 @@ pub struct Config {
     /// How long a connection attempt to a safekeeper, or silence on a connection, may last.
     #[serde(default = "defaults::walreceiver_timeout", with = "duration")]
     pub walreceiver_timeout: Duration,
+    /// Public keys (a PEM file, or a directory of them) of tokens that are accepted on both ports; without it anybody is let in.
+    #[serde(default)]
+    pub auth_validation_public_key_path: Option<PathBuf>,
+    /// File with the token that is shown to safekeepers; without it none is.
+    #[serde(default)]
+    pub auth_token_path: Option<PathBuf>,
     /// Superuser of new timelines (L309).
     #[serde(default = "defaults::superuser")]
     pub superuser: String,
@@ -161,6 +168,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// What is shown to safekeepers.
+    pub fn own_token(&self) -> OwnToken {
+        OwnToken::new(self.auth_token_path.clone())
+    }
+
     /// Reads the file at `path` and the variables of this process's environment.
     ///
     /// # Errors
@@ -253,6 +265,8 @@ impl Config {
             max_batch_size: defaults::max_batch_size(),
             page_service_threads: defaults::page_service_threads(),
             walreceiver_timeout: defaults::walreceiver_timeout(),
+            auth_validation_public_key_path: None,
+            auth_token_path: None,
             superuser: defaults::superuser(),
             locale: defaults::locale(),
         }

@@ -11,16 +11,22 @@
 //! | PUT `/v1/tenant/T/timeline/L/wal_source` | `{"safekeepers": ["host:port"]}` |
 //! | PUT `/v1/tenant/T/timeline/L/checkpoint` | write what is in memory to disk, now |
 //!
+//! With keys of tokens configured, all but the first two want `Authorization: Bearer TOKEN` of scope `pageserverapi`
+//! or `admin`.
+//!
 //! An error is `{"code": "...", "msg": "..."}`: a word that stays, and a sentence for people.
 
+mod auth;
 mod error;
 pub mod types;
 
 use std::sync::Arc;
 
+use auth_token::Verifier;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, put};
 use axum::{Json, Router};
@@ -39,11 +45,11 @@ type TenantPath = Result<Path<TenantId>, PathRejection>;
 type TimelinePath = Result<Path<(TenantId, TimelineId)>, PathRejection>;
 type Body<T> = Result<Json<T>, JsonRejection>;
 
-/// The routes.
-pub fn router(tenants: Arc<Tenants>) -> Router {
+/// The routes; with a verifier most of them for holders of tokens only.
+pub fn router(tenants: Arc<Tenants>, verifier: Option<Arc<Verifier>>) -> Router {
+    // What comes before this layer needs a token, and no body is read before the token was looked at.
+    let require_token = middleware::from_fn_with_state(verifier, auth::require_token);
     Router::new()
-        .route("/v1/status", get(status))
-        .route("/metrics", get(metrics))
         .route("/v1/tenant", get(list_tenants).post(create_tenant))
         .route("/v1/tenant/{tenant}", get(tenant_detail).delete(delete_tenant))
         .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
@@ -53,6 +59,9 @@ pub fn router(tenants: Arc<Tenants>) -> Router {
         )
         .route("/v1/tenant/{tenant}/timeline/{timeline}/wal_source", put(set_wal_source))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/checkpoint", put(checkpoint))
+        .route_layer(require_token)
+        .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "no such path") })
         .method_not_allowed_fallback(|| async {
             let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -64,10 +73,10 @@ pub fn router(tenants: Arc<Tenants>) -> Router {
 /// Serves the API until `shutdown`.
 pub async fn serve(
     listener: TcpListener,
-    tenants: Arc<Tenants>,
+    router: Router,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(tenants))
+    axum::serve(listener, router)
         .with_graceful_shutdown(async move { shutdown.cancelled().await })
         .await
 }

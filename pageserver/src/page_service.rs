@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use auth_token::{Access, Login, Verifier};
+use pg_types::TenantId;
 use pg_wire::postgres_backend::Timeouts;
 use pg_wire::pq_proto::SqlState;
 use pg_wire::socket::SocketOptions;
@@ -36,16 +38,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct PageService {
     tenants: Arc<Tenants>,
     max_batch_size: usize,
+    /// Who is let in; `None`: anybody.
+    verifier: Option<Arc<Verifier>>,
     connections: Arc<Semaphore>,
     next_connection_id: AtomicU64,
 }
 
 impl PageService {
-    /// A service over the given tenants, answering up to `max_batch_size` requests with one flush.
-    pub fn new(tenants: Arc<Tenants>, max_batch_size: usize) -> Arc<PageService> {
+    /// A service over the given tenants, answering up to `max_batch_size` requests with one flush; with a verifier for
+    /// holders of tokens only.
+    pub fn new(
+        tenants: Arc<Tenants>,
+        max_batch_size: usize,
+        verifier: Option<Arc<Verifier>>,
+    ) -> Arc<PageService> {
         Arc::new(PageService {
             tenants,
             max_batch_size,
+            verifier,
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             next_connection_id: AtomicU64::new(1),
         })
@@ -109,17 +119,38 @@ impl PageService {
             .map_err(|error| QueryError::Disconnected(error.into()))?;
         // Computes keep idle connections for hours; dead ones are found by TCP keepalive.
         let timeouts = Timeouts { read: None, write: Some(WRITE_TIMEOUT) };
-        let backend = PostgresBackend::new(stream, AuthType::Trust, timeouts);
-        let mut connection = Connection { service: self };
+        let login = Login::new(self.verifier.as_ref());
+        let auth = if login.wants_token() { AuthType::CleartextPassword } else { AuthType::Trust };
+        let backend = PostgresBackend::new(stream, auth, timeouts);
+        let mut connection = Connection { service: self, login };
         backend.run(&mut connection, shutdown).await
     }
 }
 
 struct Connection<'a> {
     service: &'a PageService,
+    login: Login,
+}
+
+impl Connection<'_> {
+    fn permit(&self, tenant: TenantId) -> Result<(), QueryError> {
+        self.login.permit(Access::Pages(tenant)).map_err(|error| {
+            tracing::warn!("command refused: {error}");
+            unauthorized(&error)
+        })
+    }
+}
+
+fn unauthorized(error: &dyn std::error::Error) -> QueryError {
+    QueryError::Unauthorized(error.to_string().into())
 }
 
 impl Handler<TcpStream> for Connection<'_> {
+    /// The password is a token.
+    fn check_password(&mut self, password: &[u8]) -> Result<(), QueryError> {
+        self.login.show(password).map_err(|error| unauthorized(&error))
+    }
+
     async fn process_query(
         &mut self,
         pgb: &mut PostgresBackend<TcpStream>,
@@ -127,10 +158,12 @@ impl Handler<TcpStream> for Connection<'_> {
     ) -> Result<(), QueryError> {
         match Command::parse(query).map_err(|error| QueryError::Syntax(error.to_string().into()))? {
             Command::Pagestream { version, tenant, timeline } => {
+                self.permit(tenant)?;
                 let timeline = self.service.timeline(tenant, timeline)?;
                 pagestream::serve(pgb, &timeline, version, self.service.max_batch_size).await
             }
             Command::Backup { kind, tenant, timeline, lsn } => {
+                self.permit(tenant)?;
                 let timeline = self.service.timeline(tenant, timeline)?;
                 backup::serve(pgb, timeline, kind, lsn).await
             }
@@ -145,7 +178,7 @@ impl Handler<TcpStream> for Connection<'_> {
 impl PageService {
     fn timeline(
         &self,
-        tenant: pg_types::TenantId,
+        tenant: TenantId,
         timeline: pg_types::TimelineId,
     ) -> Result<Arc<crate::timeline::Timeline>, QueryError> {
         use crate::tenants::TenantError as E;

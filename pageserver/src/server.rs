@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use auth_token::{KeyError, Verifier};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,9 @@ pub enum ServerError {
     /// The runtime of the page service cannot be made.
     #[error("could not start the threads of the page service")]
     Runtime(#[source] std::io::Error),
+    /// The keys of tokens cannot be used.
+    #[error("auth_validation_public_key_path: {0}")]
+    Keys(KeyError),
     /// The data directory cannot be used.
     #[error("could not load the data directory")]
     Load(#[source] TenantError),
@@ -68,6 +72,9 @@ impl Server {
         // First the ports: of two servers started by accident the second must not touch the data.
         let pg_listener = bind(config.listen_pg_addr, "listen_pg_addr").await?;
         let http_listener = bind(config.listen_http_addr, "listen_http_addr").await?;
+        let keys = config.auth_validation_public_key_path.as_deref();
+        let verifier =
+            keys.map(Verifier::open).transpose().map_err(ServerError::Keys)?.map(Arc::new);
         let config = Arc::new(config);
         let shutdown = CancellationToken::new();
         let tenants = load(&config, &shutdown).await?;
@@ -76,11 +83,13 @@ impl Server {
 
         let page_runtime = page_runtime(&config).map_err(ServerError::Runtime)?;
         let tasks = TaskTracker::new();
-        let service = PageService::new(Arc::clone(&tenants), config.max_batch_size);
+        let service =
+            PageService::new(Arc::clone(&tenants), config.max_batch_size, verifier.clone());
         // A listener belongs to the runtime that it is made in.
         let pg_listener = rehome(pg_listener, &page_runtime).map_err(ServerError::Runtime)?;
         tasks.spawn_on(service.serve(pg_listener, shutdown.clone()), page_runtime.handle());
-        tasks.spawn(serve_http(http_listener, Arc::clone(&tenants), shutdown.clone()));
+        let router = http::router(Arc::clone(&tenants), verifier);
+        tasks.spawn(serve_http(http_listener, router, shutdown.clone()));
         tasks.spawn(background::tick(
             Arc::clone(&tenants),
             config.checkpoint_timeout,
@@ -171,8 +180,8 @@ fn rehome(listener: TcpListener, runtime: &Runtime) -> std::io::Result<TcpListen
     TcpListener::from_std(listener)
 }
 
-async fn serve_http(listener: TcpListener, tenants: Arc<Tenants>, shutdown: CancellationToken) {
-    if let Err(error) = http::serve(listener, tenants, shutdown).await {
+async fn serve_http(listener: TcpListener, router: axum::Router, shutdown: CancellationToken) {
+    if let Err(error) = http::serve(listener, router, shutdown).await {
         tracing::error!("HTTP service ended: {error}");
     }
 }

@@ -11,10 +11,13 @@
 mod backoff;
 mod connection;
 mod sink;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use auth_token::OwnToken;
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -24,8 +27,17 @@ use crate::timeline::status::ReceiverState;
 use backoff::Backoff;
 use connection::StreamEnd;
 
-/// Runs until the timeline stops. `timeout` bounds connecting, and silence on a connection.
-pub async fn run(timeline: Arc<Timeline>, timeout: Duration) {
+/// How safekeepers are connected to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bounds connecting, and silence on a connection.
+    pub timeout: Duration,
+    /// What is shown to them.
+    pub own_token: OwnToken,
+}
+
+/// Runs until the timeline stops.
+pub async fn run(timeline: Arc<Timeline>, settings: Settings) {
     let span = tracing::info_span!(
         "walreceiver",
         tenant_id = %timeline.tenant_id,
@@ -37,7 +49,7 @@ pub async fn run(timeline: Arc<Timeline>, timeout: Duration) {
     while !shutdown.is_cancelled() {
         source.mark_unchanged();
         let now = source.borrow().clone();
-        follow(&timeline, &now, &mut source, timeout).instrument(span.clone()).await;
+        follow(&timeline, &now, &mut source, &settings).instrument(span.clone()).await;
     }
     drop(running);
 }
@@ -47,7 +59,7 @@ async fn follow(
     timeline: &Arc<Timeline>,
     source: &WalSource,
     news: &mut watch::Receiver<WalSource>,
-    timeout: Duration,
+    settings: &Settings,
 ) {
     let receiver = timeline.receiver();
     let shutdown = timeline.shutdown_token();
@@ -61,7 +73,7 @@ async fn follow(
             last_error: last_error.take(),
         });
         let before = timeline.last_record_lsn();
-        match connection::stream(timeline, safekeeper, others, news, timeout).await {
+        match connection::stream(timeline, safekeeper, others, news, settings).await {
             StreamEnd::Stop => return,
             StreamEnd::Ended(reason) => {
                 tracing::info!(%safekeeper, "WAL stream ended: {reason}");

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use auth_token::OwnToken;
 use pg_types::NodeId;
 use serde::Deserialize;
 
@@ -45,6 +46,12 @@ pub struct Config {
     /// often while nothing does.
     #[serde(default = "defaults::peer_interval", with = "duration")]
     pub peer_interval: Duration,
+    /// Public keys (a PEM file, or a directory of them) of tokens that are accepted on both ports; without it anybody is let in.
+    #[serde(default)]
+    pub auth_validation_public_key_path: Option<PathBuf>,
+    /// File with the token that is shown to other safekeepers; without it none is.
+    #[serde(default)]
+    pub auth_token_path: Option<PathBuf>,
     /// Where WAL is backed up; without it nowhere.
     #[serde(default)]
     pub remote_storage: Option<RemoteStorage>,
@@ -121,6 +128,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// What is shown to other safekeepers.
+    pub fn own_token(&self) -> OwnToken {
+        OwnToken::new(self.auth_token_path.clone())
+    }
+
     /// Reads the file at `path` and the variables of this process's environment.
     ///
     /// # Errors

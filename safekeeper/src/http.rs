@@ -1,5 +1,5 @@
 //! The HTTP API: JSON in and out. An error is `{"code": "...", "msg": "..."}`: a word that stays, and a sentence for
-//! people.
+//! people. With keys of tokens configured, all but the first two want `Authorization: Bearer TOKEN` ([`auth`]).
 //!
 //! | method and path | what |
 //! |---|---|
@@ -17,17 +17,20 @@
 //! | POST `/v1/tenant/{tenant_id}/timeline/{timeline_id}/checkpoint` | save late positions, remove WAL, now |
 //! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}/digest?from_lsn=0/0&until_lsn=0/0` | `{"sha256"}` of WAL; 409 when it is not all flushed, 410 when not all here any more |
 
+mod auth;
 mod error;
 mod membership;
 mod types;
 
 use std::sync::Arc;
 
+use auth_token::{OwnToken, Verifier};
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post, put};
 use pg_types::{NodeId, TenantId, TimelineId};
@@ -55,6 +58,10 @@ pub struct Api {
     pub metrics: Metrics,
     /// Where WAL is backed up.
     pub store: Option<WalStore>,
+    /// Who is let in; `None`: anybody.
+    pub verifier: Option<Arc<Verifier>>,
+    /// What is shown to other safekeepers.
+    pub own_token: OwnToken,
 }
 
 type ApiResult<T> = Result<T, ApiError>;
@@ -63,9 +70,9 @@ type TimelinePath = Result<Path<(TenantId, TimelineId)>, PathRejection>;
 /// All routes.
 pub fn router(api: Api) -> Router {
     let timeline = "/v1/tenant/{tenant_id}/timeline/{timeline_id}";
+    // What comes before this layer needs a token, and no body is read before the token was looked at.
+    let require_token = middleware::from_fn_with_state(api.clone(), auth::require_token);
     Router::new()
-        .route("/v1/status", get(status))
-        .route("/metrics", get(metrics))
         .route("/v1/tenant/timeline", post(create).get(list))
         .route(timeline, get(detail).delete(delete))
         .route(&format!("{timeline}/membership"), put(membership::switch))
@@ -75,6 +82,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/pull_timeline", post(membership::pull))
         .route(&format!("{timeline}/checkpoint"), post(checkpoint))
         .route(&format!("{timeline}/digest"), get(wal_digest))
+        .route_layer(require_token)
+        .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "no such path"))
         .method_not_allowed_fallback(async || {
             let status = StatusCode::METHOD_NOT_ALLOWED;

@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use auth_token::{KeyError, Verifier};
 use tokio::net::TcpListener;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,9 @@ pub enum RunError {
     /// The object store for WAL cannot be used.
     #[error("remote_storage: {0}")]
     Store(#[from] StoreError),
+    /// The keys of tokens cannot be used.
+    #[error("auth_validation_public_key_path: {0}")]
+    Keys(#[from] KeyError),
     /// Another process works on the data directory.
     #[error("{} is in use by another safekeeper process", .0.display())]
     Locked(PathBuf),
@@ -81,6 +85,8 @@ pub struct Safekeeper {
     metrics: Metrics,
     /// Where WAL is backed up.
     store: Option<WalStore>,
+    /// Who is let in; `None`: anybody.
+    verifier: Option<Arc<Verifier>>,
     pg_listener: TcpListener,
     http_listener: TcpListener,
     /// Ends work on timelines, after the connections have ended.
@@ -101,6 +107,8 @@ impl Safekeeper {
         let stop_timelines = CancellationToken::new();
         durable::create_dir_all(&config.data_dir)?;
         let lock = lock_data_dir(&config.data_dir)?;
+        let keys = config.auth_validation_public_key_path.as_deref();
+        let verifier = keys.map(Verifier::open).transpose()?.map(Arc::new);
         let runtime = tokio::runtime::Handle::current();
         let store = config.remote_storage.as_ref();
         let store = store.map(|settings| WalStore::open(settings, runtime)).transpose()?;
@@ -117,6 +125,7 @@ impl Safekeeper {
             timelines: Arc::new(timelines),
             metrics,
             store,
+            verifier,
             pg_listener,
             http_listener,
             stop_timelines,
@@ -138,6 +147,7 @@ impl Safekeeper {
             timelines: Arc::clone(&self.timelines),
             metrics: self.metrics.clone(),
             store: self.store.clone(),
+            verifier: self.verifier.clone(),
         };
         let uploads = self.store.clone().map(|store| {
             let timeout = self.config.partial_backup_timeout;
@@ -150,6 +160,8 @@ impl Safekeeper {
             timelines: Arc::clone(&self.timelines),
             metrics: self.metrics,
             store: self.store,
+            verifier: self.verifier,
+            own_token: self.config.own_token(),
         };
         let pg = tokio::spawn(service.serve(self.pg_listener, stop.clone()));
         let http = axum::serve(self.http_listener, http::router(api))

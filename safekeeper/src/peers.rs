@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pg_types::NodeId;
+use auth_token::OwnTokenError;
 use pg_types::xlog::segment_number;
 use pg_wire::{Client, ClientError, ConnectParams, Endpoint};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -36,6 +36,8 @@ enum AskError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Status(#[from] StatusError),
+    #[error(transparent)]
+    Token(#[from] OwnTokenError),
     #[error("no answer within {} s", ASK_TIMEOUT.as_secs())]
     Timeout,
 }
@@ -60,7 +62,7 @@ pub async fn run(timelines: Arc<Timelines>, config: Arc<Config>, stop: Cancellat
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = visit(&timeline, config.id) => {}
+                () = visit(&timeline, &config) => {}
             }
         }
     }
@@ -90,7 +92,7 @@ impl Appointment {
 }
 
 /// Asks the other members of one timeline, and takes from them what is missing here.
-async fn visit(timeline: &Arc<Timeline>, own_id: NodeId) {
+async fn visit(timeline: &Arc<Timeline>, config: &Config) {
     // Everything below is tried again; a timeline that is out of service has said why.
     let Ok(state) = timeline.copy_state().await else { return };
     let mconf = &state.control.acceptor_state.mconf;
@@ -101,11 +103,11 @@ async fn visit(timeline: &Arc<Timeline>, own_id: NodeId) {
         return;
     }
     let mut statuses: Vec<(Member, PeerStatus)> = Vec::new();
-    for member in mconf.all_members().filter(|member| member.id != own_id) {
+    for member in mconf.all_members().filter(|member| member.id != config.id) {
         if statuses.iter().any(|(known, _)| known.id == member.id) {
             continue;
         }
-        match ask(timeline.id(), member, own_id).await {
+        match ask(timeline.id(), member, config).await {
             Ok(Some(status)) => {
                 timeline.feedback().peer(&status.pageservers);
                 statuses.push((member.clone(), status));
@@ -120,30 +122,42 @@ async fn visit(timeline: &Arc<Timeline>, own_id: NodeId) {
     if alone && let Some((donor, status)) = recovery::choose(&state, &statuses) {
         let (id, own) = (timeline.id(), state.flush_lsn);
         tracing::info!(ttid = %id, donor = %donor.id, from = %own, to = %status.flush_lsn, "catching up");
-        match recovery::run(timeline, connect_params(id, donor, own_id), status).await {
+        let caught_up = match connect_params(id, donor, config) {
+            Ok(params) => recovery::run(timeline, params, status).await,
+            Err(error) => Err(error.into()),
+        };
+        match caught_up {
             Ok(lsn) => tracing::info!(ttid = %id, "caught up to {lsn}"),
             Err(error) => tracing::info!(ttid = %id, donor = %donor.id, "catching up: {error}"),
         }
     }
 }
 
-fn connect_params(id: TenantTimelineId, member: &Member, own_id: NodeId) -> ConnectParams {
+fn connect_params(
+    id: TenantTimelineId,
+    member: &Member,
+    config: &Config,
+) -> Result<ConnectParams, OwnTokenError> {
     let endpoint = Endpoint::Tcp { host: member.host.clone(), port: member.pg_port };
-    ConnectParams::new(endpoint, "safekeeper")
-        .param("application_name", &format!("safekeeper_{own_id}"))
+    let params = ConnectParams::new(endpoint, "safekeeper")
+        .param("application_name", &format!("safekeeper_{}", config.id))
         .option("tenant_id", &id.tenant_id.to_string())
         .option("timeline_id", &id.timeline_id.to_string())
         .connect_timeout(ASK_TIMEOUT)
         .read_timeout(Some(ASK_TIMEOUT))
-        .write_timeout(Some(ASK_TIMEOUT))
+        .write_timeout(Some(ASK_TIMEOUT));
+    Ok(match config.own_token().read()? {
+        Some(token) => params.password(&token),
+        None => params,
+    })
 }
 
 async fn ask(
     id: TenantTimelineId,
     member: &Member,
-    own_id: NodeId,
+    config: &Config,
 ) -> Result<Option<PeerStatus>, AskError> {
-    let params = connect_params(id, member, own_id);
+    let params = connect_params(id, member, config)?;
     let question = async {
         let mut client = Client::connect(&params).await?;
         let results = client.simple_query("TIMELINE_STATUS").await?;

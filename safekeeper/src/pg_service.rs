@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use auth_token::{Access, Login, Verifier};
 use pg_types::Lsn;
 use pg_wire::postgres_backend::Timeouts;
 use pg_wire::pq_proto::{BeMessage, RowDescriptor, SqlState, StartupParams, TypeOid};
@@ -43,6 +44,8 @@ pub struct PgService {
     pub metrics: Metrics,
     /// Where WAL is that has been removed here.
     pub store: Option<WalStore>,
+    /// Who is let in; `None`: anybody.
+    pub verifier: Option<Arc<Verifier>>,
 }
 
 impl PgService {
@@ -103,8 +106,11 @@ impl PgService {
         socket::configure(&stream, &SocketOptions::default()).map_err(QueryError::other)?;
         let timeout = Some(self.config.connection_timeout);
         let timeouts = Timeouts { read: timeout, write: timeout };
-        let backend = PostgresBackend::new(stream, AuthType::Trust, timeouts);
-        let mut session = Session { service: self, id: None, application_name: String::new() };
+        let login = Login::new(self.verifier.as_ref());
+        let auth = if login.wants_token() { AuthType::CleartextPassword } else { AuthType::Trust };
+        let backend = PostgresBackend::new(stream, auth, timeouts);
+        let application_name = String::new();
+        let mut session = Session { service: self, login, id: None, application_name };
         backend.run(&mut session, shutdown).await
     }
 }
@@ -112,6 +118,7 @@ impl PgService {
 /// State of one connection.
 struct Session {
     service: PgService,
+    login: Login,
     /// Which timeline it is about, from the startup options.
     id: Option<TenantTimelineId>,
     application_name: String,
@@ -145,11 +152,21 @@ impl Handler<TcpStream> for Session {
         Ok(())
     }
 
+    /// The password is a token.
+    fn check_password(&mut self, password: &[u8]) -> Result<(), QueryError> {
+        self.login.show(password).map_err(|error| unauthorized(&error))
+    }
+
     async fn process_query(&mut self, pgb: &mut Backend, query: &str) -> Result<(), QueryError> {
         let command = query
             .parse::<Command>()
             .map_err(|error| QueryError::Syntax(error.to_string().into()))?;
         let id = self.id.ok_or_else(|| missing_option("tenant_id"))?;
+        // Every command is about WAL.
+        self.login.permit(Access::Wal(id.tenant_id)).map_err(|error| {
+            tracing::warn!("command refused: {error}");
+            unauthorized(&error)
+        })?;
         match command {
             Command::StartWalPush { proto_version, allow_timeline_creation: _ } => {
                 if proto_version != PROTO_VERSION {
@@ -199,6 +216,10 @@ impl Session {
     fn timeline(&self, id: TenantTimelineId) -> Result<Arc<Timeline>, QueryError> {
         Ok(self.service.timelines.get(id)?)
     }
+}
+
+fn unauthorized(error: &dyn std::error::Error) -> QueryError {
+    QueryError::Unauthorized(error.to_string().into())
 }
 
 fn missing_option(name: &str) -> QueryError {

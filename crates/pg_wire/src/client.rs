@@ -139,7 +139,7 @@ impl FromStr for Endpoint {
 }
 
 /// How to connect, and as whom.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConnectParams {
     endpoint: Endpoint,
     params: BTreeMap<String, String>,
@@ -148,6 +148,15 @@ pub struct ConnectParams {
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     socket: SocketOptions,
+}
+
+/// Without the password: connections are logged.
+impl std::fmt::Debug for ConnectParams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut fields = f.debug_struct("ConnectParams");
+        fields.field("endpoint", &self.endpoint).field("params", &self.params);
+        fields.field("has_password", &self.password.is_some()).finish_non_exhaustive()
+    }
 }
 
 impl ConnectParams {

@@ -23,6 +23,9 @@ use crate::pq_proto::{
 
 /// How long a parting word may take on a socket that the peer perhaps does not read.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time for start-up and authentication together; Postgres' `authentication_timeout`. Who has not said who it is
+/// does not keep a connection for longer.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +110,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> PostgresBackend<S> {
     }
 
     async fn serve<H: Handler<S>>(&mut self, handler: &mut H) -> Result<(), QueryError> {
-        if self.start_up(handler).await?.is_none() {
+        let started = tokio::time::timeout(AUTHENTICATION_TIMEOUT, self.start_up(handler)).await;
+        if started.map_err(|_elapsed| ConnectionError::timed_out())??.is_none() {
             return Ok(());
         }
         loop {

@@ -71,12 +71,14 @@ fn text(
 }
 
 fn define_identity() {
-    text(
+    GucRegistry::define_string_guc(
         c"neon.pageserver_connstring",
         c"Connection string of the page server.",
         c"Empty at server start: all relations are local files.",
         &CONNSTRING,
         GucContext::Sighup,
+        // It may have a password.
+        GucFlags::SUPERUSER_ONLY,
     );
     let start = || GucContext::Postmaster;
     text(c"neon.tenant_id", c"Tenant of this compute.", c"", &TENANT_ID, start());

@@ -1,8 +1,10 @@
 //! Errors as clients see them.
 
+use auth_token::{Forbidden, TokenError};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::http::StatusCode;
+use axum::http::header::WWW_AUTHENTICATE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -33,7 +35,21 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() {
             tracing::error!("HTTP request failed: {}", self.body.msg);
         }
-        (self.status, Json(self.body)).into_response()
+        let challenge =
+            (self.status == StatusCode::UNAUTHORIZED).then_some([(WWW_AUTHENTICATE, "Bearer")]);
+        (self.status, challenge, Json(self.body)).into_response()
+    }
+}
+
+impl From<TokenError> for ApiError {
+    fn from(error: TokenError) -> ApiError {
+        ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", error.to_string())
+    }
+}
+
+impl From<Forbidden> for ApiError {
+    fn from(error: Forbidden) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, "forbidden", error.to_string())
     }
 }
 

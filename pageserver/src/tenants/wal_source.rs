@@ -35,7 +35,11 @@ impl Tenants {
     /// Starts the receiver of a timeline, with the source that it has on disk.
     pub(super) fn start_receiver(&self, timeline: &Arc<Timeline>) -> Result<(), TenantError> {
         timeline.receiver().set_source(WalSource::load(timeline.dir())?.unwrap_or_default());
-        let receiver = walreceiver::run(Arc::clone(timeline), self.config.walreceiver_timeout);
+        let settings = walreceiver::Settings {
+            timeout: self.config.walreceiver_timeout,
+            own_token: self.config.own_token(),
+        };
+        let receiver = walreceiver::run(Arc::clone(timeline), settings);
         self.tasks.spawn_on(receiver, &self.runtime);
         Ok(())
     }

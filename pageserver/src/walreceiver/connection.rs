@@ -12,6 +12,7 @@ use pg_wire::{ClientError, ConnectParams, CopyBoth, Endpoint};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
+use super::Settings;
 use super::sink::{self, SinkError, Worker};
 use crate::metrics::GLOBAL;
 use crate::tenants::metadata::WalSource;
@@ -59,7 +60,7 @@ pub(super) async fn stream(
     safekeeper: &str,
     others: bool,
     news: &mut watch::Receiver<WalSource>,
-    timeout: Duration,
+    settings: &Settings,
 ) -> StreamEnd {
     // Records are taken in whole: what an earlier stream left of a record is streamed again.
     let start = xlog::normalize(timeline.last_record_lsn());
@@ -67,7 +68,7 @@ pub(super) async fn stream(
     let connected = tokio::select! {
         () = shutdown.cancelled() => return StreamEnd::Stop,
         _ = news.changed() => return StreamEnd::Stop,
-        connected = connect(timeline, safekeeper, start, timeout) => connected,
+        connected = connect(timeline, safekeeper, start, settings) => connected,
         () = starved(timeline), if others => {
             Err(StreamEnd::Ended(STARVED.to_owned()))
         }
@@ -83,7 +84,7 @@ pub(super) async fn stream(
     let end = tokio::select! {
         () = shutdown.cancelled() => StreamEnd::Stop,
         _ = news.changed() => StreamEnd::Stop,
-        end = pump(timeline, &mut wire, sender, &mut worker, timeout) => end,
+        end = pump(timeline, &mut wire, sender, &mut worker, settings.timeout) => end,
         () = starved(timeline), if others => StreamEnd::Ended(STARVED.to_owned()),
     };
     // The sender is gone: ingest finishes what it has got and ends. Its verdict counts more than the socket's.
@@ -118,10 +119,11 @@ async fn connect(
     timeline: &Timeline,
     safekeeper: &str,
     start: Lsn,
-    timeout: Duration,
+    settings: &Settings,
 ) -> Result<CopyBoth, StreamEnd> {
     let endpoint: Endpoint = safekeeper.parse().map_err(StreamEnd::Ended)?;
-    let params = ConnectParams::new(endpoint, "pageserver")
+    let timeout = settings.timeout;
+    let mut params = ConnectParams::new(endpoint, "pageserver")
         .replication()
         .param("application_name", "pageserver")
         .option("tenant_id", &timeline.tenant_id.to_string())
@@ -129,6 +131,10 @@ async fn connect(
         .connect_timeout(timeout)
         .read_timeout(Some(timeout))
         .write_timeout(Some(timeout));
+    let token = settings.own_token.read().map_err(|error| StreamEnd::Ended(error.to_string()))?;
+    if let Some(token) = token {
+        params = params.password(&token);
+    }
     let client = pg_wire::Client::connect(&params).await?;
     Ok(client.copy_both(&format!("START_REPLICATION PHYSICAL {start}")).await?)
 }

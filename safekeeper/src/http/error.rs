@@ -1,8 +1,10 @@
 //! Errors as clients see them.
 
+use auth_token::{Forbidden, TokenError};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::StatusCode;
+use axum::http::header::WWW_AUTHENTICATE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use wal_consensus::membership::MembershipConf;
@@ -45,7 +47,9 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() {
             tracing::error!("HTTP request failed: {}", self.body.msg);
         }
-        (self.status, Json(self.body)).into_response()
+        let challenge =
+            (self.status == StatusCode::UNAUTHORIZED).then_some([(WWW_AUTHENTICATE, "Bearer")]);
+        (self.status, challenge, Json(self.body)).into_response()
     }
 }
 
@@ -74,6 +78,18 @@ impl From<TimelinesError> for ApiError {
             }
         };
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+impl From<TokenError> for ApiError {
+    fn from(error: TokenError) -> ApiError {
+        ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", error.to_string())
+    }
+}
+
+impl From<Forbidden> for ApiError {
+    fn from(error: Forbidden) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, "forbidden", error.to_string())
     }
 }
 

@@ -103,8 +103,8 @@ pub(super) async fn pull(
     body: Result<Json<PullRequest>, JsonRejection>,
 ) -> ApiResult<Json<MembershipResponse>> {
     let Json(request) = body?;
-    let timelines = api.timelines;
-    let pull = async move { timelines.pull(request.into()).await };
+    let (timelines, request) = (api.timelines, request.with_token(api.own_token));
+    let pull = async move { timelines.pull(request).await };
     let (timeline, donor) = to_the_end(pull).await?;
     Ok(Before::of(&timeline).await?.and_now(&timeline, donor).await?)
 }

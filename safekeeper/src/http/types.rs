@@ -1,5 +1,6 @@
 //! Bodies of requests and answers.
 
+use auth_token::OwnToken;
 use pg_types::{Lsn, PG_MAJORVERSION, TenantId, Term, TimelineId};
 use serde::{Deserialize, Serialize};
 use wal_consensus::membership::MembershipConf;
@@ -158,10 +159,12 @@ pub(super) struct PullRequest {
     mconf: MembershipConf,
 }
 
-impl From<PullRequest> for PullTimeline {
-    fn from(request: PullRequest) -> PullTimeline {
-        let PullRequest { tenant_id, timeline_id, http_hosts, mconf } = request;
-        PullTimeline { id: TenantTimelineId { tenant_id, timeline_id }, http_hosts, mconf }
+impl PullRequest {
+    /// Done with this safekeeper's token.
+    pub(super) fn with_token(self, own_token: OwnToken) -> PullTimeline {
+        let PullRequest { tenant_id, timeline_id, http_hosts, mconf } = self;
+        let id = TenantTimelineId { tenant_id, timeline_id };
+        PullTimeline { id, http_hosts, mconf, own_token }
     }
 }
 

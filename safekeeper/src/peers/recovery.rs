@@ -6,6 +6,7 @@
 //! leader itself, the membership generation included. A proposer that connects takes over at once: the acceptor listens to
 //! one connection.
 
+use auth_token::OwnTokenError;
 use bytes::Bytes;
 use pg_types::{Lsn, Term};
 use pg_wire::replication::WalSenderMessage;
@@ -29,6 +30,8 @@ pub(super) enum RecoveryError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Timeline(#[from] TimelineError),
+    #[error(transparent)]
+    Token(#[from] OwnTokenError),
     #[error("the logs do not belong together: {0}")]
     History(#[from] TermHistoryError),
     #[error("refused: {0}")]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use auth_token::OwnToken;
 use pg_types::{Lsn, Term};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,8 @@ pub struct PullTimeline {
     pub http_hosts: Vec<String>,
     /// The membership it is in here; must name this safekeeper.
     pub mconf: MembershipConf,
+    /// What is shown to them.
+    pub own_token: OwnToken,
 }
 
 /// What is read of a donor's timeline status.
@@ -105,7 +108,8 @@ impl Timelines {
         durable::create_dir_all(&under_construction)?;
         let pulled =
             |error: &dyn std::fmt::Display| TimelinesError::Pull(format!("from {donor}: {error}"));
-        let stream = get(&donor, &format!("{}/snapshot", path(id)), COPY_TIMEOUT)
+        let snapshot = format!("{}/snapshot", path(id));
+        let stream = get(&donor, &snapshot, &request.own_token, COPY_TIMEOUT)
             .map_err(|error| pulled(&error))?;
         copy::receive(stream, &under_construction, |control| {
             control.check_identity(id.tenant_id, id.timeline_id)?;
@@ -134,7 +138,7 @@ fn best_donor(request: &PullTimeline) -> Result<(String, DonorStatus), Timelines
     let mut failures = Vec::new();
     let mut best: Option<(String, DonorStatus)> = None;
     for host in &request.http_hosts {
-        match ask(host, request.id) {
+        match ask(host, request) {
             Ok(status) if request.mconf.generation < status.mconf.generation => {
                 let (requested, current) = (request.mconf.clone(), status.mconf);
                 let (requested, current) = (Box::new(requested), Box::new(current));
@@ -151,8 +155,8 @@ fn best_donor(request: &PullTimeline) -> Result<(String, DonorStatus), Timelines
     best.ok_or_else(|| TimelinesError::Pull(format!("no donor has it ({})", failures.join("; "))))
 }
 
-fn ask(host: &str, id: TenantTimelineId) -> io::Result<DonorStatus> {
-    let answer = get(host, &path(id), ASK_TIMEOUT)?;
+fn ask(host: &str, request: &PullTimeline) -> io::Result<DonorStatus> {
+    let answer = get(host, &path(request.id), &request.own_token, ASK_TIMEOUT)?;
     serde_json::from_reader(answer).map_err(io::Error::from)
 }
 
@@ -161,11 +165,19 @@ fn path(id: TenantTimelineId) -> String {
 }
 
 /// The body of an answer with a good status.
-fn get(host: &str, path: &str, timeout: Duration) -> io::Result<impl io::Read + use<>> {
+fn get(
+    host: &str,
+    path: &str,
+    own_token: &OwnToken,
+    timeout: Duration,
+) -> io::Result<impl io::Read + use<>> {
     let config = Agent::config_builder().timeout_global(Some(timeout)).build();
     let host = host.strip_prefix("http://").unwrap_or(host).trim_end_matches('/');
-    let answer = Agent::new_with_config(config).get(format!("http://{host}{path}")).call();
-    Ok(answer.map_err(ureq::Error::into_io)?.into_body().into_reader())
+    let mut request = Agent::new_with_config(config).get(format!("http://{host}{path}"));
+    if let Some(token) = own_token.read().map_err(io::Error::other)? {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    Ok(request.call().map_err(ureq::Error::into_io)?.into_body().into_reader())
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub struct Node {
     log: Arc<Mutex<String>>,
     pub pg: SocketAddr,
     pub http: SocketAddr,
+    /// What this test shows to it.
+    pub token: Option<String>,
 }
 
 /// Runs the program with this configuration text, which must make it fail; what it says.
@@ -69,6 +71,7 @@ impl Node {
             log: Arc::default(),
             pg: unknown,
             http: unknown,
+            token: None,
         };
         node.restart();
         node
@@ -175,12 +178,14 @@ impl Node {
     pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
         let agent: ureq::Agent =
             ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let request = ureq::http::Request::builder()
+        let mut request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.http))
-            .header("content-type", "application/json")
-            .body(body.to_owned())
-            .unwrap();
+            .header("content-type", "application/json");
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(body.to_owned()).unwrap();
         let mut response = agent.run(request).unwrap();
         let mut text = String::new();
         response.body_mut().as_reader().read_to_string(&mut text).unwrap();
@@ -216,11 +221,15 @@ impl Node {
 
     pub fn connect_params(&self) -> ConnectParams {
         let endpoint = Endpoint::Tcp { host: self.pg.ip().to_string(), port: self.pg.port() };
-        ConnectParams::new(endpoint, "test")
+        let params = ConnectParams::new(endpoint, "test")
             .option("tenant_id", &TENANT.to_string())
             .option("timeline_id", &TIMELINE.to_string())
             .read_timeout(Some(PATIENCE))
-            .write_timeout(Some(PATIENCE))
+            .write_timeout(Some(PATIENCE));
+        match &self.token {
+            Some(token) => params.password(token),
+            None => params,
+        }
     }
 }
 

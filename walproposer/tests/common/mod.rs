@@ -211,6 +211,8 @@ impl TestSafekeeper {
             keepalive_interval: Duration::from_secs(1),
             maintenance_interval: Duration::from_millis(200),
             peer_interval: Duration::from_secs(2),
+            auth_validation_public_key_path: None,
+            auth_token_path: None,
             remote_storage: None,
             partial_backup_timeout: Duration::from_secs(900),
         };

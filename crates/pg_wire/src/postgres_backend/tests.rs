@@ -273,3 +273,31 @@ async fn tokio_postgres_is_served() {
     drop(client);
     connection.await.unwrap().unwrap();
 }
+
+/// A handler over any stream that nobody ever gets to.
+struct Unreached;
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Handler<S> for Unreached {
+    async fn process_query(
+        &mut self,
+        _pgb: &mut PostgresBackend<S>,
+        query: &str,
+    ) -> Result<(), QueryError> {
+        panic!("{query}");
+    }
+}
+
+/// `[PW8]`
+#[tokio::test(start_paused = true)]
+async fn who_does_not_say_who_it_is_is_disconnected() {
+    for sent in [&b""[..], b"\0\0\0\x10\0\x03\0\0user\0x\0\0"] {
+        let (server, mut client) = tokio::io::duplex(64);
+        tokio::io::AsyncWriteExt::write_all(&mut client, sent).await.unwrap();
+        let auth = AuthType::CleartextPassword;
+        let backend = PostgresBackend::new(server, auth, Timeouts::default());
+        let started = tokio::time::Instant::now();
+        let error = backend.run(&mut Unreached, &CancellationToken::new()).await.unwrap_err();
+        assert_eq!(error.to_string(), "timed out");
+        assert!(started.elapsed() < AUTHENTICATION_TIMEOUT * 2);
+    }
+}
