@@ -17,6 +17,7 @@ fn configuration(config: &Config, start_lsn: Option<Lsn>) -> walproposer::Config
         safekeepers: config.safekeepers.iter().map(|node| node.address.clone()).collect(),
         mconf: Default::default(),
         auth_token: None,
+        protocol_version: config.safekeeper_protocol,
         compute: start_lsn.map(|start_lsn| ComputeConfig {
             pgdata: config.pgdata.clone(),
             socket_dir: config.socket_dir(),
@@ -134,7 +135,17 @@ impl WalproposerExit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::example;
     use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn the_protocol_version_is_handed_on() {
+        for version in [walproposer::ProtocolVersion::V2, walproposer::ProtocolVersion::V3] {
+            let config = Config { safekeeper_protocol: version, ..example() };
+            let text = toml::to_string(&configuration(&config, Some(Lsn(1)))).unwrap();
+            assert!(text.contains(&format!("protocol_version = {version}\n")), "{text}");
+        }
+    }
 
     #[test]
     fn codes_round_trip_and_a_signal_is_a_failure() {

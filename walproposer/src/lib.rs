@@ -24,3 +24,4 @@ pub use outcome::{Outcome, WalproposerError};
 pub use run::run;
 pub use sync::sync;
 pub use term_file::{TERM_FILE_NAME, TermFileError};
+pub use wal_consensus::version::ProtocolVersion;
