@@ -44,8 +44,9 @@ pub async fn receive_wal(
     version: ProtocolVersion,
     metrics: &Metrics,
 ) -> Result<(), QueryError> {
-    let span = tracing::info_span!("WAL receiver", ttid = %timeline.id(), %version);
+    let span = tracing::info_span!("WAL receiver", ttid = %timeline.id());
     async {
+        tracing::debug!(%version, "a proposer comes");
         pgb.write_message(&BeMessage::CopyBothResponse).await?;
         let mut reader = pgb.split()?;
         metrics.wal_receivers.inc();
