@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pg_types::{NodeId, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
+use walproposer::ProtocolVersion;
 
 /// Name of the superuser that timelines are created with (L309).
 pub const SUPERUSER: &str = "cloud_admin";
@@ -37,6 +38,9 @@ pub struct Config {
     /// The quorum.
     #[serde(rename = "safekeeper")]
     pub safekeepers: Vec<SafekeeperAddress>,
+    /// Version of the protocol to them: 3, or 2 for a timeline without membership (L016).
+    #[serde(default)]
+    pub safekeeper_protocol: ProtocolVersion,
     /// PostgreSQL settings of the user's own; they win over the defaults, but not over what the storage needs.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
@@ -107,6 +111,7 @@ pub(crate) fn example() -> Config {
         pageserver: "127.0.0.1:6400".to_owned(),
         auth_token: None,
         safekeepers: vec![SafekeeperAddress { id: NodeId(1), address: "127.0.0.1:1".to_owned() }],
+        safekeeper_protocol: ProtocolVersion::V3,
         settings: BTreeMap::new(),
     }
 }
@@ -122,6 +127,10 @@ mod tests {
         let config = example();
         let text = toml::to_string(&config).unwrap();
         std::fs::write(&path, &text).unwrap();
+        assert_eq!(Config::load(&path).unwrap(), config);
+        let silent = text.replace("safekeeper_protocol = 3\n", "");
+        assert_ne!(silent, text);
+        std::fs::write(&path, silent).unwrap();
         assert_eq!(Config::load(&path).unwrap(), config);
         std::fs::write(&path, text.replace("pgdata", "pgdatum")).unwrap();
         let error = Config::load(&path).unwrap_err().to_string();

@@ -1,7 +1,5 @@
 //! The walproposer: its configuration for this compute, and what its exit codes say.
 
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -11,14 +9,16 @@ use walproposer::{ComputeConfig, HostedEnd, Outcome, WalproposerError};
 
 use crate::config::{Config, SUPERUSER};
 
-/// The walproposer's configuration; without a start position it can only [`sync`].
+/// The walproposer's configuration; without a start position it can only [`sync`]. The token of a walproposer that the compute
+/// hosts is in the compute's environment already, and in no file.
 fn configuration(config: &Config, start_lsn: Option<Lsn>) -> walproposer::Config {
     walproposer::Config {
         tenant_id: config.tenant_id,
         timeline_id: config.timeline_id,
         safekeepers: config.safekeepers.iter().map(|node| node.address.clone()).collect(),
         mconf: Default::default(),
-        auth_token: config.auth_token.clone(),
+        auth_token: config.auth_token.clone().filter(|_| start_lsn.is_none()),
+        protocol_version: config.safekeeper_protocol,
         compute: start_lsn.map(|start_lsn| ComputeConfig {
             pgdata: config.pgdata.clone(),
             socket_dir: config.socket_dir(),
@@ -66,11 +66,7 @@ pub fn update_safekeepers(config: &Config) -> std::io::Result<()> {
 fn replace_toml(path: &Path, config: &walproposer::Config) -> std::io::Result<()> {
     let text = toml::to_string(config).map_err(std::io::Error::other)?;
     let temporary = path.with_extension("tmp");
-    let mut file = std::fs::File::create(&temporary)?;
-    if config.auth_token.is_some() {
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    }
-    file.write_all(text.as_bytes())?;
+    std::fs::write(&temporary, text)?;
     std::fs::rename(&temporary, path)
 }
 
@@ -161,7 +157,17 @@ impl WalproposerExit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::example;
     use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn the_protocol_version_is_handed_on() {
+        for version in [walproposer::ProtocolVersion::V2, walproposer::ProtocolVersion::V3] {
+            let config = Config { safekeeper_protocol: version, ..example() };
+            let text = toml::to_string(&configuration(&config, Some(Lsn(1)))).unwrap();
+            assert!(text.contains(&format!("protocol_version = {version}\n")), "{text}");
+        }
+    }
 
     #[test]
     fn codes_round_trip_and_a_signal_is_a_failure() {

@@ -162,6 +162,7 @@ fn compute_config(environment: &Environment, endpoint: &Endpoint) -> compute_ctl
         safekeepers: members
             .map(|node| compute_ctl::SafekeeperAddress { id: node.id, address: node.address() })
             .collect(),
+        safekeeper_protocol: Default::default(),
         settings: endpoint.settings.clone(),
     }
 }

@@ -59,6 +59,7 @@ pub fn settle(environment: &Environment, branch: &Branch) -> Result<Lsn> {
         safekeepers: nodes.iter().map(SafekeeperNode::address).collect(),
         mconf: branch.membership.mconf.clone(),
         auth_token: environment.own_token().map(str::to_owned),
+        protocol_version: Default::default(),
         compute: None,
     };
     let sync = async {

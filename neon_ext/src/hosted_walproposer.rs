@@ -82,7 +82,11 @@ const SLOT: &std::ffi::CStr = c"wal_proposer_slot";
 fn read_configuration(path: &Path) -> Result<Config, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
     let text = fs::read_to_string(path).map_err(failed)?;
-    toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source })
+    let config: Config =
+        toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source })?;
+    // The token that this server shows to the page server is good for the safekeepers.
+    let auth_token = config.auth_token.clone().or_else(|| std::env::var("NEON_AUTH_TOKEN").ok());
+    Ok(Config { auth_token, ..config })
 }
 
 /// Whether the postmaster is shutting down: the last line of its lock file says so (`miscadmin.h`, `PM_STATUS_STOPPING`).

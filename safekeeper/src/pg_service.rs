@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+use wal_consensus::version::{ProtocolVersion, UnknownVersion};
 
 use crate::backup::{BackedUpWal, WalStore};
 use crate::command::Command;
@@ -26,8 +27,6 @@ use crate::threads;
 use crate::timeline::{TenantTimelineId, Timeline, TimelineError};
 use crate::timelines::{Timelines, TimelinesError};
 
-/// Version of the proposer's messages that is spoken (L225).
-const PROTO_VERSION: u32 = 3;
 /// Pause after a failed accept: when descriptors run out, trying at once would only burn a core.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -169,17 +168,12 @@ impl Handler<TcpStream> for Session {
         })?;
         match command {
             Command::StartWalPush { proto_version, allow_timeline_creation: _ } => {
-                if proto_version != PROTO_VERSION {
-                    let message = format!(
-                        "protocol version {proto_version} is not spoken here, only {PROTO_VERSION}"
-                    );
-                    return Err(QueryError::Sql { code: SqlState::FEATURE_NOT_SUPPORTED, message });
-                }
+                let version = ProtocolVersion::try_from(proto_version).map_err(unknown_version)?;
                 // A timeline that a compute could create would begin at a position nobody has agreed upon: they
                 // are created over HTTP only, whatever the compute allows.
                 let timeline = self.timeline(id)?;
                 let _working = timeline.enter().map_err(TimelinesError::from)?;
-                receive_wal(pgb, &timeline, &self.service.metrics).await
+                receive_wal(pgb, &timeline, version, &self.service.metrics).await
             }
             Command::StartReplication { start_lsn, term } => {
                 let timeline = self.timeline(id)?;
@@ -225,6 +219,10 @@ fn unauthorized(error: &dyn std::error::Error) -> QueryError {
 fn missing_option(name: &str) -> QueryError {
     let message = format!("startup option {name} is missing");
     QueryError::Sql { code: SqlState::INVALID_PARAMETER_VALUE, message }
+}
+
+fn unknown_version(error: UnknownVersion) -> QueryError {
+    QueryError::Sql { code: SqlState::FEATURE_NOT_SUPPORTED, message: error.to_string() }
 }
 
 fn invalid_option(error: pg_types::ids::IdParseError) -> QueryError {

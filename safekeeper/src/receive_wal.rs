@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::Instrument;
 use wal_consensus::message::{AcceptorMessage, AppendResponse, ProposerMessage};
+use wal_consensus::version::ProtocolVersion;
 
 use crate::metrics::Metrics;
 use crate::timeline::core::Outgoing;
@@ -40,10 +41,12 @@ impl From<TimelineError> for CopyStreamEnd {
 pub async fn receive_wal(
     pgb: &mut Backend,
     timeline: &Arc<Timeline>,
+    version: ProtocolVersion,
     metrics: &Metrics,
 ) -> Result<(), QueryError> {
     let span = tracing::info_span!("WAL receiver", ttid = %timeline.id());
     async {
+        tracing::debug!(%version, "a proposer comes");
         pgb.write_message(&BeMessage::CopyBothResponse).await?;
         let mut reader = pgb.split()?;
         metrics.wal_receivers.inc();
@@ -52,6 +55,7 @@ pub async fn receive_wal(
         let mut receiver = Receiver {
             feedback: timeline.feedback().subscribe(),
             timeline,
+            version,
             link,
             greeted: false,
             last_response: None,
@@ -88,6 +92,7 @@ pub(crate) fn how(end: &CopyStreamEnd) -> &'static str {
 
 struct Receiver<'a> {
     timeline: &'a Arc<Timeline>,
+    version: ProtocolVersion,
     link: Link,
     /// Page servers' progress.
     feedback: watch::Receiver<Bytes>,
@@ -149,10 +154,10 @@ impl Receiver<'_> {
 
     async fn serve(&mut self, pgb: &mut Backend, batch: Vec<Bytes>) -> Result<(), CopyStreamEnd> {
         if !self.greeted {
-            self.greeted = starts_with_greeting(&batch)?;
+            self.greeted = starts_with_greeting(self.version, &batch)?;
         }
-        let conn = self.link.conn;
-        let out = self.timeline.with_core(|core| core.receive(conn, batch)).await?;
+        let (conn, version) = (self.link.conn, self.version);
+        let out = self.timeline.with_core(|core| core.receive(conn, version, batch)).await?;
         let (mine, others): (Vec<_>, Vec<_>) =
             out.into_iter().partition(|outgoing| outgoing.conn() == conn);
         self.timeline.dispatch(others);
@@ -164,7 +169,7 @@ impl Receiver<'_> {
             Outgoing::Reply { message: AcceptorMessage::AppendResponse(response), .. } => {
                 self.send_response(pgb, response)
             }
-            Outgoing::Reply { message, .. } => put(pgb, &message),
+            Outgoing::Reply { message, .. } => self.put(pgb, &message),
             Outgoing::Close { reason, .. } => {
                 let code = SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE;
                 Err(CopyStreamEnd::Failed(QueryError::Sql { code, message: reason }))
@@ -188,12 +193,17 @@ impl Receiver<'_> {
             response.pageserver_feedback = self.feedback.borrow_and_update().clone();
         }
         self.last_response = Some(response.clone());
-        put(pgb, &AcceptorMessage::AppendResponse(response))
+        self.put(pgb, &AcceptorMessage::AppendResponse(response))
     }
-}
 
-fn put(pgb: &mut Backend, message: &AcceptorMessage) -> Result<(), CopyStreamEnd> {
-    Ok(pgb.write_message_noflush(&BeMessage::CopyData(&message.encode()))?)
+    /// A proposer that cannot be told the membership is told that, and nothing else.
+    fn put(&self, pgb: &mut Backend, message: &AcceptorMessage) -> Result<(), CopyStreamEnd> {
+        let payload = self.version.encode_acceptor(message).map_err(|error| {
+            let (code, message) = (SqlState::FEATURE_NOT_SUPPORTED, error.to_string());
+            CopyStreamEnd::Failed(QueryError::Sql { code, message })
+        })?;
+        Ok(pgb.write_message_noflush(&BeMessage::CopyData(&payload))?)
+    }
 }
 
 /// Everything that is there without waiting, up to a bound; and the end of the stream when it was met.
@@ -220,13 +230,13 @@ async fn collect(
     (batch, None)
 }
 
-fn starts_with_greeting(batch: &[Bytes]) -> Result<bool, CopyStreamEnd> {
+fn starts_with_greeting(version: ProtocolVersion, batch: &[Bytes]) -> Result<bool, CopyStreamEnd> {
     let first = batch.first().cloned().unwrap_or_default();
     let failed = |message: String| {
         let code = SqlState::PROTOCOL_VIOLATION;
         CopyStreamEnd::Failed(QueryError::Sql { code, message })
     };
-    match ProposerMessage::decode(first) {
+    match version.decode_proposer(first) {
         Ok(ProposerMessage::Greeting(_)) => Ok(true),
         Ok(_) => Err(failed("the first message must be a greeting".to_owned())),
         Err(error) => Err(failed(format!("malformed message: {error}"))),

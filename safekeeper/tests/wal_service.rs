@@ -284,7 +284,8 @@ async fn commands_that_are_refused() {
     let mut client = Client::connect(&node.connect_params()).await.unwrap();
     for (command, code) in [
         ("SELECT 1", "42601"),
-        ("START_WAL_PUSH (proto_version '2')", "0A000"),
+        ("START_WAL_PUSH (proto_version '1')", "0A000"),
+        ("START_WAL_PUSH (proto_version '4')", "0A000"),
         ("START_REPLICATION PHYSICAL nowhere", "42601"),
     ] {
         let error = client.simple_query(command).await.unwrap_err();

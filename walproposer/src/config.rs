@@ -7,6 +7,7 @@ use pg_wire::client::Endpoint;
 use serde::{Deserialize, Serialize};
 use wal_consensus::limits::MEMBERS_MAX;
 use wal_consensus::membership::{MembershipConf, MembershipError};
+use wal_consensus::version::{NeedsVersion3, ProtocolVersion};
 
 /// Which timeline, and where its safekeepers are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub struct Config {
     /// Password for the safekeepers, when they want one.
     #[serde(default)]
     pub auth_token: Option<String>,
+    /// Version of the messages to the safekeepers: 3, or 2 to go back to them (L016). With 2 the timeline must have no
+    /// membership: a safekeeper that has one refuses.
+    #[serde(default)]
+    pub protocol_version: ProtocolVersion,
     /// The compute; needed by [`run`](crate::run()), not by [`sync`](crate::sync()).
     #[serde(default)]
     pub compute: Option<ComputeConfig>,
@@ -67,6 +72,9 @@ pub enum ConfigError {
     /// The membership configuration breaks a rule.
     #[error("mconf: {0}")]
     Membership(#[from] MembershipError),
+    /// A membership that the protocol version cannot tell.
+    #[error("mconf: {0}")]
+    Version(#[from] NeedsVersion3),
     /// `run` without a compute.
     #[error("compute: this section is missing")]
     NoCompute,
@@ -76,6 +84,7 @@ impl Config {
     /// The addresses, checked.
     pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>, ConfigError> {
         self.mconf.validate()?;
+        self.protocol_version.check_generation(self.mconf.generation)?;
         if self.safekeepers.is_empty() {
             return Err(ConfigError::NoSafekeepers);
         }
@@ -108,6 +117,9 @@ pub(crate) fn version_num(server_version: Option<&str>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use pg_types::{Generation, NodeId};
+    use wal_consensus::membership::Member;
+
     use super::*;
 
     fn config(safekeepers: &[&str]) -> Config {
@@ -117,6 +129,7 @@ mod tests {
             safekeepers: safekeepers.iter().map(|text| (*text).to_owned()).collect(),
             mconf: MembershipConf::default(),
             auth_token: None,
+            protocol_version: ProtocolVersion::V3,
             compute: None,
         }
     }
@@ -129,6 +142,32 @@ mod tests {
         assert!(error(&["nonsense"]).contains("nonsense"));
         assert!(error(&["a:1"; 40]).contains("40"));
         assert!(config(&["a:1", "b:1"]).endpoints().is_ok());
+    }
+
+    #[test]
+    fn the_protocol_version_is_a_number_and_3_unless_said() {
+        let mut config = config(&["a:1"]);
+        config.protocol_version = ProtocolVersion::V2;
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains(r#""protocol_version":2"#), "{text}");
+        let read = |text: &str| serde_json::from_str::<Config>(text);
+        assert_eq!(read(&text).unwrap().protocol_version, ProtocolVersion::V2);
+        let silent = text.replace(r#""protocol_version":2,"#, "");
+        assert_eq!(read(&silent).unwrap().protocol_version, ProtocolVersion::V3);
+        let error = read(&text.replace(":2,", ":4,")).unwrap_err().to_string();
+        assert!(error.contains("protocol version 4 is not spoken here"), "{error}");
+    }
+
+    #[test]
+    fn version_2_cannot_tell_a_membership() {
+        let mut config = config(&["a:1"]);
+        let member = Member { id: NodeId(1), host: "a".to_owned(), pg_port: 1 };
+        config.mconf.generation = Generation(1);
+        config.mconf.members = vec![member];
+        assert!(config.endpoints().is_ok());
+        config.protocol_version = ProtocolVersion::V2;
+        let error = config.endpoints().unwrap_err().to_string();
+        assert!(error.contains("mconf") && error.contains("generation 1"), "{error}");
     }
 
     #[test]

@@ -30,3 +30,4 @@ pub use outcome::{Outcome, WalproposerError};
 pub use run::{run, run_with};
 pub use sync::sync;
 pub use term_file::{TERM_FILE_NAME, TermFileError};
+pub use wal_consensus::version::ProtocolVersion;

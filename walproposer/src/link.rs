@@ -10,9 +10,10 @@ use pg_wire::client::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use wal_consensus::codec::{APPEND_HEADER_BYTES, CodecError};
+use wal_consensus::codec::CodecError;
 use wal_consensus::message::{AcceptorMessage, AppendHeader, ProposerMessage};
 use wal_consensus::proposer::SkId;
+use wal_consensus::version::{NeedsVersion3, ProtocolVersion};
 
 use crate::backoff::Backoff;
 use crate::config::Config;
@@ -34,20 +35,24 @@ pub(crate) enum Event {
 #[derive(Debug)]
 enum Outbound {
     Message(Bytes),
-    Append { header: [u8; APPEND_HEADER_BYTES], wal: Vec<Bytes>, wal_bytes: u64 },
+    Append { header: Bytes, wal: Vec<Bytes>, wal_bytes: u64 },
 }
+
+/// What cannot be said in the connection's version ends it.
+type Encoded = Result<Outbound, NeedsVersion3>;
 
 /// Queue in front of one connection. Dropping it closes the connection.
 #[derive(Debug)]
 pub(crate) struct LinkSender {
-    queue: UnboundedSender<Outbound>,
+    queue: UnboundedSender<Encoded>,
+    version: ProtocolVersion,
     /// Messages that wait in the queue. Those with WAL are bounded by the proposer (`QUEUED_BYTES_MAX`).
     waiting: Arc<AtomicUsize>,
 }
 
 impl LinkSender {
     pub(crate) fn send(&self, message: &ProposerMessage) {
-        self.push(Outbound::Message(message.encode()));
+        self.push(self.version.encode_proposer(message).map(Outbound::Message));
     }
 
     pub(crate) fn append(&self, header: &AppendHeader, wal: Vec<Bytes>) {
@@ -55,10 +60,11 @@ impl LinkSender {
         if wal_bytes == 0 && EMPTY_APPENDS_MAX <= self.waiting.load(Ordering::Relaxed) {
             return;
         }
-        self.push(Outbound::Append { header: header.encode(), wal, wal_bytes });
+        let header = self.version.encode_append_header(header);
+        self.push(header.map(|header| Outbound::Append { header, wal, wal_bytes }));
     }
 
-    fn push(&self, outbound: Outbound) {
+    fn push(&self, outbound: Encoded) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         // A closed queue means that the connection is going down, which its own event says.
         drop(self.queue.send(outbound));
@@ -72,6 +78,8 @@ enum LinkError {
     Client(#[from] ClientError),
     #[error("malformed message: {0}")]
     Codec(#[from] CodecError),
+    #[error(transparent)]
+    Version(#[from] NeedsVersion3),
     #[error("safekeeper ended the stream")]
     Ended,
 }
@@ -97,11 +105,12 @@ pub(crate) async fn keep_connected(
     sk: SkId,
     first: u64,
     params: ConnectParams,
+    version: ProtocolVersion,
     events: mpsc::Sender<Event>,
 ) {
     let mut backoff = Backoff::new();
     for conn in first.. {
-        let task = LinkTask { sk, conn, events: &events };
+        let task = LinkTask { sk, conn, version, events: &events };
         if let Err(error) = task.serve(&params, &mut backoff).await {
             tracing::info!(safekeeper = %params.endpoint(), %error, "safekeeper connection");
         }
@@ -116,12 +125,13 @@ pub(crate) async fn keep_connected(
 struct LinkTask<'a> {
     sk: SkId,
     conn: u64,
+    version: ProtocolVersion,
     events: &'a mpsc::Sender<Event>,
 }
 
 /// What waits to be sent over one connection.
 struct Queue {
-    messages: UnboundedReceiver<Outbound>,
+    messages: UnboundedReceiver<Encoded>,
     waiting: Arc<AtomicUsize>,
 }
 
@@ -129,11 +139,13 @@ impl LinkTask<'_> {
     /// Until the connection breaks, or until the driver drops its sender.
     async fn serve(&self, params: &ConnectParams, backoff: &mut Backoff) -> Result<(), LinkError> {
         let client = Client::connect(params).await?;
-        let command = "START_WAL_PUSH (proto_version '3', allow_timeline_creation 'false')";
-        let copy = client.copy_both(command).await?;
+        let version = self.version;
+        let command =
+            format!("START_WAL_PUSH (proto_version '{version}', allow_timeline_creation 'false')");
+        let copy = client.copy_both(&command).await?;
         let (queue, messages) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
-        let sender = LinkSender { queue, waiting: Arc::clone(&waiting) };
+        let sender = LinkSender { queue, version, waiting: Arc::clone(&waiting) };
         let (sk, conn) = (self.sk, self.conn);
         self.tell(Event::Connected { sk, conn, sender }).await;
         let result = tokio::select! {
@@ -153,7 +165,7 @@ impl LinkTask<'_> {
         let (sk, conn) = (self.sk, self.conn);
         loop {
             let message = match reader.recv().await {
-                Ok(Some(payload)) => AcceptorMessage::decode(payload),
+                Ok(Some(payload)) => self.version.decode_acceptor(payload),
                 Ok(None) => return LinkError::Ended,
                 Err(error) => return error.into(),
             };
@@ -174,7 +186,7 @@ impl LinkTask<'_> {
         while let Some(first) = queue.messages.recv().await {
             let mut next = Some(first);
             while let Some(outbound) = next {
-                wal_bytes += put(&mut writer, &outbound)?;
+                wal_bytes += put(&mut writer, &outbound?)?;
                 queue.waiting.fetch_sub(1, Ordering::Relaxed);
                 let room = writer.pending() < WRITE_BATCH_BYTES;
                 next = if room { queue.messages.try_recv().ok() } else { None };

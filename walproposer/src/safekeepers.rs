@@ -106,7 +106,8 @@ impl Safekeepers {
         let params = safekeeper_params(&self.config, &endpoint);
         let first = self.tenancies * CONNECTIONS_PER_TENANCY;
         self.tenancies += 1;
-        let task = keep_connected(SkId(index), first, params.clone(), self.events.clone());
+        let (version, events) = (self.config.protocol_version, self.events.clone());
+        let task = keep_connected(SkId(index), first, params.clone(), version, events);
         let place = Place { params, connecting: Some(self.tasks.spawn(task)) };
         match self.places.get_mut(index) {
             Some(vacant) => *vacant = place,
@@ -140,6 +141,7 @@ mod tests {
             safekeepers: vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()],
             mconf: MembershipConf::default(),
             auth_token: None,
+            protocol_version: Default::default(),
             compute: None,
         };
         let (events, _kept) = mpsc::channel(1);

@@ -5,9 +5,11 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Postgres, TestSafekeeper, TestWalproposer, config, runtime, sync, wait_for};
+use common::{
+    Postgres, TestSafekeeper, TestWalproposer, config, runtime, sync, sync_with, wait_for,
+};
 use pg_types::{Lsn, xlog};
-use walproposer::{FEEDBACK_FILE_NAME, FEEDBACK_MAGIC, Outcome};
+use walproposer::{FEEDBACK_FILE_NAME, FEEDBACK_MAGIC, Outcome, ProtocolVersion};
 
 /// The safekeeper has exactly what the server has written.
 fn assert_same_wal(postgres: &Postgres, safekeeper: &TestSafekeeper, begin: Lsn, end: Lsn) {
@@ -96,6 +98,66 @@ fn a_killed_walproposer_loses_nothing() {
     let end = postgres.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
     assert_same_wal(&postgres, &safekeeper, start_lsn, end);
     drop(walproposer);
+}
+
+/// L016, L236: computes of both protocol versions write to the same safekeepers in turn, and read what the other has written.
+#[test]
+fn protocol_versions_take_turns() {
+    let mut postgres = Postgres::start();
+    let start_lsn = postgres.record_end();
+    let safekeepers: Vec<_> = (1..=3).map(|id| TestSafekeeper::start(id, start_lsn)).collect();
+    let all: Vec<&TestSafekeeper> = safekeepers.iter().collect();
+    let speaking = |protocol_version, postgres: Option<&Postgres>| walproposer::Config {
+        protocol_version,
+        ..config(&all, postgres, start_lsn)
+    };
+    assert_eq!(sync_with(&speaking(ProtocolVersion::V2, None)), start_lsn);
+    let turns = [ProtocolVersion::V2, ProtocolVersion::V3, ProtocolVersion::V2];
+    let mut walproposer = TestWalproposer::start(speaking(turns[0], Some(&postgres)));
+    for (turn, version) in turns.into_iter().enumerate() {
+        if 0 < turn {
+            walproposer.kill();
+            walproposer.start_again(speaking(version, Some(&postgres)));
+        }
+        // Each of these returns when a quorum has it.
+        inserts(&postgres, 50);
+        let rows = postgres.value("SELECT count(*) FROM t");
+        assert_eq!(rows, (50 * (turn + 1)).to_string());
+        let committed = postgres.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        for safekeeper in &safekeepers {
+            assert_same_wal(&postgres, safekeeper, start_lsn, committed);
+        }
+    }
+    postgres.request_stop();
+    let outcome = walproposer.outcome();
+    postgres.wait_stopped();
+    let Outcome::ComputeStopped { commit_lsn } = outcome else { panic!("{outcome:?}") };
+    for version in [ProtocolVersion::V3, ProtocolVersion::V2] {
+        assert_eq!(sync_with(&speaking(version, None)), commit_lsn);
+    }
+    for safekeeper in &safekeepers {
+        assert_same_wal(&postgres, safekeeper, start_lsn, commit_lsn);
+    }
+}
+
+/// A compute of version 2 does not commit on a timeline that has a membership, however many safekeepers would be enough.
+#[test]
+fn version_2_commits_nothing_where_there_are_members() {
+    let postgres = Postgres::start();
+    let start_lsn = postgres.record_end();
+    let safekeeper = TestSafekeeper::start(1, start_lsn);
+    safekeeper.become_member();
+    let mut config = config(&[&safekeeper], Some(&postgres), start_lsn);
+    config.protocol_version = ProtocolVersion::V2;
+    let mut walproposer = TestWalproposer::start(config.clone());
+    wait_for("refusals", || (2 <= safekeeper.failed_connections()).then_some(()));
+    assert_eq!(safekeeper.position("flush_lsn"), Some(start_lsn));
+    walproposer.kill();
+    config.protocol_version = ProtocolVersion::V3;
+    walproposer.start_again(config);
+    inserts(&postgres, 10);
+    let committed = postgres.value("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+    assert_same_wal(&postgres, &safekeeper, start_lsn, committed);
 }
 
 /// Whoever syncs takes over: the running compute's walproposer ends, and none of its commits is acknowledged any more.

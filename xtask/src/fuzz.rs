@@ -20,6 +20,7 @@ const TARGETS: &[&str] = &[
     "page_request",
     "page_response",
     "consensus_message",
+    "consensus_message_v2",
     "wire_frontend",
     "wire_backend",
     "control_file",

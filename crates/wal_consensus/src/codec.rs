@@ -1,4 +1,5 @@
-//! Protocol version 3 on the wire: the payload of one CopyData message, big-endian (L228, L229).
+//! Protocol version 3 on the wire: the payload of one CopyData message, big-endian (L228, L229). Version 2 is in
+//! `codec/v2.rs`; [`ProtocolVersion`](crate::version::ProtocolVersion) chooses.
 //!
 //! ```text
 //! mconf    generation u32, n u32, n × member, n_new u32, n_new × member       n_new 0: not joint
@@ -33,6 +34,8 @@ use crate::message::{
 pub use crate::read::CodecError;
 use crate::read::Reader;
 use crate::term_history::{TermHistory, TermLsn};
+
+pub(crate) mod v2;
 
 const TAG_GREETING: u8 = b'g';
 const TAG_VOTE: u8 = b'v';
@@ -216,6 +219,11 @@ fn read_append(reader: &mut Reader) -> Result<AppendRequest, CodecError> {
         commit_lsn: Lsn(reader.u64("commit_lsn")?),
         truncate_lsn: Lsn(reader.u64("truncate_lsn")?),
     };
+    read_wal(reader, header)
+}
+
+/// The bytes that an append request's positions promise.
+fn read_wal(reader: &mut Reader, header: AppendHeader) -> Result<AppendRequest, CodecError> {
     let length = header
         .end_lsn
         .checked_sub(header.begin_lsn)
@@ -258,8 +266,12 @@ fn put_cstr(out: &mut BytesMut, text: &str) {
 }
 
 fn put_count(out: &mut BytesMut, count: usize) {
-    // Counts are far below this bound: members by `MembershipConf::validate`, histories by one entry per election.
-    out.put_u32(u32::try_from(count).unwrap_or(u32::MAX));
+    out.put_u32(count_on_wire(count));
+}
+
+/// Counts are far below this bound: members by `MembershipConf::validate`, histories by one entry per election.
+fn count_on_wire(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn put_history(out: &mut BytesMut, history: &TermHistory) {

@@ -15,6 +15,7 @@ pub mod quorum;
 mod read;
 pub mod refusal;
 pub mod term_history;
+pub mod version;
 
 #[cfg(test)]
 mod hostile_tests;

@@ -1,4 +1,5 @@
-//! The messages of protocol version 3 as plain structs (requirements L225–L235; layout in `codec.rs`).
+//! The messages as plain structs (requirements L225–L235; layout in `codec.rs`). They are those of protocol version 3;
+//! in version 2 the same ones are of generation 0, always.
 
 use bytes::Bytes;
 use pg_types::{Generation, Lsn, NodeId, TenantId, Term, TimelineId, TimestampTz};

@@ -95,6 +95,16 @@ impl Reader {
         item_bytes: usize,
     ) -> Result<usize, CodecError> {
         let value = self.u32(field)?;
+        self.checked_count(field, value, item_bytes)
+    }
+
+    /// The check of [`Reader::count`].
+    pub(crate) fn checked_count(
+        &self,
+        field: &'static str,
+        value: u32,
+        item_bytes: usize,
+    ) -> Result<usize, CodecError> {
         let invalid = CodecError::Value { field, value: u64::from(value) };
         let count = usize::try_from(value).map_err(|_| invalid.clone())?;
         match count.checked_mul(item_bytes) {

@@ -17,6 +17,7 @@ use wal_consensus::message::{
     AppendHeader, AppendRequest, ProposerElected, ProposerMessage, VoteRequest,
 };
 use wal_consensus::term_history::{TermHistoryError, common_point};
+use wal_consensus::version::ProtocolVersion;
 
 use super::PeerStatus;
 use crate::timeline::core::{CopyState, Outgoing};
@@ -143,7 +144,10 @@ impl Leader<'_> {
     async fn say(&self, messages: Vec<ProposerMessage>) -> Result<(), RecoveryError> {
         let (conn, term) = (self.conn, self.status.term);
         let payloads = messages.iter().map(ProposerMessage::encode).collect();
-        let out = self.timeline.with_core(|core| core.receive(conn, payloads)).await?;
+        let out = self
+            .timeline
+            .with_core(|core| core.receive(conn, ProtocolVersion::V3, payloads))
+            .await?;
         let (mine, others): (Vec<_>, Vec<_>) =
             out.into_iter().partition(|outgoing| outgoing.conn() == conn);
         self.timeline.dispatch(others);

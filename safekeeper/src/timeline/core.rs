@@ -11,8 +11,9 @@ use wal_consensus::acceptor::{Acceptor, AcceptorInput};
 use wal_consensus::command::{AcceptorCommand, AcceptorIdentity, AcceptorState, ConnId};
 use wal_consensus::ladder::{LadderError, LsnLadder};
 use wal_consensus::membership::MembershipConf;
-use wal_consensus::message::{AcceptorMessage, ProposerMessage};
+use wal_consensus::message::AcceptorMessage;
 use wal_consensus::refusal::{Quarantine, Refusal};
+use wal_consensus::version::ProtocolVersion;
 
 use crate::control_file::{ControlFile, ControlFileError};
 use crate::durable::FileError;
@@ -143,9 +144,14 @@ impl Core {
 
     /// Takes messages that arrived over one connection, in their order, with at most one flush for all of them, and
     /// returns what is to be sent. Everything returned is true on disk (`[SK1]`, D5).
-    pub fn receive(&mut self, conn: ConnId, payloads: Vec<Bytes>) -> Result<Vec<Outgoing>, Broken> {
+    pub fn receive(
+        &mut self,
+        conn: ConnId,
+        version: ProtocolVersion,
+        payloads: Vec<Bytes>,
+    ) -> Result<Vec<Outgoing>, Broken> {
         let count = payloads.len();
-        self.receive_all(conn, payloads)?;
+        self.receive_all(conn, version, payloads)?;
         if self.flush_wanted {
             #[expect(
                 clippy::cast_precision_loss,
@@ -159,9 +165,14 @@ impl Core {
         Ok(std::mem::take(&mut self.out))
     }
 
-    fn receive_all(&mut self, conn: ConnId, payloads: Vec<Bytes>) -> Result<(), Broken> {
+    fn receive_all(
+        &mut self,
+        conn: ConnId,
+        version: ProtocolVersion,
+        payloads: Vec<Bytes>,
+    ) -> Result<(), Broken> {
         for payload in payloads {
-            match ProposerMessage::decode(payload) {
+            match version.decode_proposer(payload) {
                 Ok(message) => self.step(AcceptorInput::Message { conn, message })?,
                 Err(error) => {
                     self.step(AcceptorInput::Disconnected { conn })?;

@@ -22,6 +22,7 @@ use wal_consensus::message::{
     ProposerElected, ProposerGreeting, ProposerMessage, VoteRequest, VoteResponse,
 };
 use wal_consensus::term_history::TermHistory;
+use wal_consensus::version::ProtocolVersion;
 
 pub const TENANT: TenantId = TenantId([0xAA; 16]);
 pub const TIMELINE: TimelineId = TimelineId([0xBB; 16]);
@@ -267,6 +268,7 @@ pub fn history(entries: &[(u64, Lsn)]) -> TermHistory {
 /// A proposer without a mind of its own.
 pub struct Proposer {
     pub copy: CopyBoth,
+    pub version: ProtocolVersion,
     pub greeting: AcceptorGreeting,
     pub term: u64,
     /// What it says that all safekeepers have.
@@ -280,25 +282,13 @@ impl Proposer {
     }
 
     pub async fn try_connect(node: &Node) -> Result<Proposer, ClientError> {
-        let client = Client::connect(&node.connect_params()).await?;
-        let command = "START_WAL_PUSH (proto_version '3', allow_timeline_creation 'false')";
-        let copy = client.copy_both(command).await?;
-        let greeting = AcceptorGreeting {
-            node_id: NodeId(0),
-            mconf: MembershipConf::default(),
-            term: Term(0),
-        };
-        let mut proposer = Proposer { copy, greeting, term: 0, truncate_lsn: Lsn(0) };
-        proposer
-            .send(ProposerMessage::Greeting(ProposerGreeting {
-                tenant_id: TENANT,
-                timeline_id: TIMELINE,
-                mconf: MembershipConf::default(),
-                pg_version: 170_011,
-                system_id: 77,
-                wal_seg_size: 16 * 1024 * 1024,
-            }))
-            .await?;
+        Proposer::speak(node, ProtocolVersion::V3).await
+    }
+
+    /// Connects as a proposer of this version.
+    pub async fn speak(node: &Node, version: ProtocolVersion) -> Result<Proposer, ClientError> {
+        let mut proposer = Proposer::push(node, version).await?;
+        proposer.greet().await?;
         match proposer.recv().await? {
             AcceptorMessage::Greeting(greeting) => proposer.greeting = greeting,
             other => panic!("{other:?}"),
@@ -306,14 +296,45 @@ impl Proposer {
         Ok(proposer)
     }
 
+    /// Connects and says nothing yet.
+    pub async fn push(node: &Node, version: ProtocolVersion) -> Result<Proposer, ClientError> {
+        let client = Client::connect(&node.connect_params()).await?;
+        let command = match version {
+            // The oldest form: without the list, it is version 2.
+            ProtocolVersion::V2 => "START_WAL_PUSH",
+            ProtocolVersion::V3 => {
+                "START_WAL_PUSH (proto_version '3', allow_timeline_creation 'false')"
+            }
+        };
+        let copy = client.copy_both(command).await?;
+        let greeting = AcceptorGreeting {
+            node_id: NodeId(0),
+            mconf: MembershipConf::default(),
+            term: Term(0),
+        };
+        Ok(Proposer { copy, version, greeting, term: 0, truncate_lsn: Lsn(0) })
+    }
+
+    pub async fn greet(&mut self) -> Result<(), ClientError> {
+        self.send(ProposerMessage::Greeting(ProposerGreeting {
+            tenant_id: TENANT,
+            timeline_id: TIMELINE,
+            mconf: MembershipConf::default(),
+            pg_version: 170_011,
+            system_id: 77,
+            wal_seg_size: 16 * 1024 * 1024,
+        }))
+        .await
+    }
+
     pub async fn send(&mut self, message: ProposerMessage) -> Result<(), ClientError> {
-        self.copy.writer.send_noflush(&message.encode())?;
+        self.copy.writer.send_noflush(&self.version.encode_proposer(&message).unwrap())?;
         self.copy.writer.flush().await
     }
 
     pub async fn recv(&mut self) -> Result<AcceptorMessage, ClientError> {
         let payload = self.copy.reader.recv().await?.expect("stream goes on");
-        Ok(AcceptorMessage::decode(payload).unwrap())
+        Ok(self.version.decode_acceptor(payload).unwrap())
     }
 
     pub async fn vote(&mut self, term: u64) -> VoteResponse {
@@ -334,7 +355,12 @@ impl Proposer {
 
     /// Wins the next term at the end of the log, as the only safekeeper's proposer does.
     pub async fn elect_on(node: &Node) -> (Proposer, Lsn) {
-        let mut proposer = Proposer::connect(node).await;
+        Proposer::elect_speaking(node, ProtocolVersion::V3).await
+    }
+
+    /// The same with this version.
+    pub async fn elect_speaking(node: &Node, version: ProtocolVersion) -> (Proposer, Lsn) {
+        let mut proposer = Proposer::speak(node, version).await.unwrap();
         let vote = proposer.vote(proposer.greeting.term.0 + 1).await;
         assert!(vote.vote_given);
         let mut entries: Vec<_> =

@@ -13,7 +13,7 @@ use pg_wire::replication::WalSenderMessage;
 use safekeeper::Safekeeper;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
-use walproposer::{ComputeConfig, Config, Outcome, WalproposerError};
+use walproposer::{ComputeConfig, Config, Outcome, ProtocolVersion, WalproposerError};
 
 pub const TENANT: TenantId = TenantId([0xA1; 16]);
 pub const TIMELINE: TimelineId = TimelineId([0xB2; 16]);
@@ -246,6 +246,27 @@ impl TestSafekeeper {
         text[at..].split('"').nth(3)?.parse().ok()
     }
 
+    /// Makes it the only member of generation 1.
+    pub fn become_member(&self) {
+        let (id, host, port) = (self.id, self.pg.ip(), self.pg.port());
+        let body = format!(
+            r#"{{"generation":1,"members":[{{"id":{id},"host":"{host}","pg_port":{port}}}],"new_members":null}}"#
+        );
+        let path = format!("v1/tenant/{TENANT}/timeline/{TIMELINE}/membership");
+        let url = format!("http://{}/{path}", self.http);
+        ureq::put(&url).content_type("application/json").send(body).unwrap();
+    }
+
+    /// Connections of proposers and readers that it ended because something was wrong.
+    pub fn failed_connections(&self) -> u64 {
+        let url = format!("http://{}/metrics", self.http);
+        let text = ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap();
+        let line = text.lines().find(|line| {
+            line.starts_with("safekeeper_connections_ended") && line.contains("\"failed\"")
+        });
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
+    }
+
     /// Committed WAL, as a page server would read it.
     pub fn wal(&self, begin_lsn: Lsn, end_lsn: Lsn) -> Vec<u8> {
         runtime().block_on(async {
@@ -290,6 +311,7 @@ pub fn config(
         safekeepers: safekeepers.iter().map(|sk| sk.address()).collect(),
         mconf: Default::default(),
         auth_token: None,
+        protocol_version: ProtocolVersion::V3,
         compute: postgres.map(|postgres| ComputeConfig {
             pgdata: postgres.pgdata(),
             socket_dir: postgres.socket_dir(),
@@ -303,10 +325,13 @@ pub fn config(
 
 /// Runs `walproposer sync`.
 pub fn sync(safekeepers: &[&TestSafekeeper]) -> Lsn {
-    let config = config(safekeepers, None, Lsn(0));
+    sync_with(&config(safekeepers, None, Lsn(0)))
+}
+
+pub fn sync_with(config: &Config) -> Lsn {
     let runtime = runtime();
     runtime.block_on(async {
-        let sync = walproposer::sync(&config, CancellationToken::new());
+        let sync = walproposer::sync(config, CancellationToken::new());
         tokio::time::timeout(DEADLINE, sync).await.expect("sync in time").unwrap()
     })
 }

@@ -3,11 +3,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn history(entries: &[(u64, u64)]) -> TermHistory {
+pub(super) fn history(entries: &[(u64, u64)]) -> TermHistory {
     TermHistory::new(entries.iter().copied().map(TermLsn::from).collect()).unwrap()
 }
 
-fn hex(text: &str) -> Vec<u8> {
+pub(super) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits
         .chunks(2)
@@ -164,7 +164,7 @@ fn any_mconf() -> impl Strategy<Value = MembershipConf> {
     prop_oneof![Just(MembershipConf::default()), named]
 }
 
-fn any_proposer_message() -> impl Strategy<Value = ProposerMessage> {
+pub(super) fn any_proposer_message() -> impl Strategy<Value = ProposerMessage> {
     let greeting = (any::<[u8; 16]>(), any::<[u8; 16]>(), any_mconf(), any::<(u32, u64, u32)>())
         .prop_map(|(tenant, timeline, mconf, (pg_version, system_id, wal_seg_size))| {
             ProposerMessage::Greeting(ProposerGreeting {
@@ -206,7 +206,7 @@ fn any_proposer_message() -> impl Strategy<Value = ProposerMessage> {
     prop_oneof![greeting, vote, elected, append]
 }
 
-fn any_acceptor_message() -> impl Strategy<Value = AcceptorMessage> {
+pub(super) fn any_acceptor_message() -> impl Strategy<Value = AcceptorMessage> {
     let greeting = (any::<(u64, u64)>(), any_mconf()).prop_map(|((node, term), mconf)| {
         AcceptorMessage::Greeting(AcceptorGreeting {
             node_id: NodeId(node),

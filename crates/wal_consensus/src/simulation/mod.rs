@@ -11,4 +11,5 @@ mod show;
 mod tests;
 mod trace;
 mod wal;
+mod wire;
 mod world;

@@ -10,7 +10,7 @@ use super::compute::{Compute, Walproposer};
 use super::node::{Crash, Node, Out, Trouble};
 use super::rng::Rng;
 use super::trace::Trace;
-use super::{show, wal};
+use super::{show, wal, wire};
 use crate::acceptor::AcceptorInput;
 use crate::change::StoredConf;
 use crate::command::ConnId;
@@ -197,7 +197,7 @@ impl Cluster {
             ProposerMessage::Append(append) => append.header.wal_bytes(),
             _ => 0,
         };
-        let decoded = ProposerMessage::decode(message.encode()).map_err(|e| e.to_string())?;
+        let decoded = wire::to_sk(id, &message)?;
         let input = AcceptorInput::Message { conn: ConnId(id), message: decoded };
         let lives = self.step_sk(sk, input, trouble)?;
         let open = self.conns.get(&id).is_some_and(|conn| conn.proposer_open);
@@ -226,7 +226,7 @@ impl Cluster {
             let message = show::acceptor_message(&message);
             format!("c{id} p{proposer} <- sk{}: {message}", sk + 1)
         });
-        let message = AcceptorMessage::decode(message.encode()).map_err(|e| e.to_string())?;
+        let message = wire::to_proposer(id, &message)?;
         self.step_proposer(proposer, ProposerInput::Message { sk: SkId(sk), message })?;
         Ok(true)
     }
