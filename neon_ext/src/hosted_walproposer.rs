@@ -54,6 +54,9 @@ pub enum Error {
 pub fn run(path: &Path) -> Result<(HostedEnd, String), Error> {
     server_log::install();
     xlog_sender::forget_statement();
+    if let Err(error) = pg_launch::ffi::take_turns() {
+        tracing::warn!(%error, "this process interrupts others");
+    }
     let config = read_configuration(path)?;
     xlog_sender::acquire_slot(SLOT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
