@@ -40,6 +40,9 @@ const FIXED: &[(&str, &str)] = &[
     ("hot_standby", "off"),
     ("archive_mode", "off"),
     ("wal_keep_size", "0"),
+    // WAL that no quorum has yet is nowhere else; and a server that invalidates the slot at its shutdown waits for the process
+    // that has it, which waits for the shutdown.
+    ("max_slot_wal_keep_size", "-1"),
 ];
 
 /// A setting that cannot be given.
@@ -123,7 +126,13 @@ mod tests {
 
     #[test]
     fn what_the_storage_depends_on_is_refused() {
-        for name in ["fsync", "FSYNC", "neon.tenant_id", "synchronous_standby_names"] {
+        for name in [
+            "fsync",
+            "FSYNC",
+            "max_slot_wal_keep_size",
+            "neon.tenant_id",
+            "synchronous_standby_names",
+        ] {
             let mut config = example();
             config.settings.insert(name.into(), "x".into());
             assert_eq!(postgresql_conf(&config), Err(SettingError::Fixed(name.into())));

@@ -93,19 +93,22 @@ fn read_configuration(path: &Path) -> Result<Config, Error> {
 }
 
 /// Whether the postmaster is shutting down: the last line of its lock file says so (`miscadmin.h`, `PM_STATUS_STOPPING`).
+/// Where it cannot be read, staying is the smaller mistake: WAL of the shutdown would reach no quorum.
 fn server_is_stopping() -> bool {
-    let lock_file = fs::read_to_string("postmaster.pid").unwrap_or_default();
+    let Ok(lock_file) = fs::read_to_string("postmaster.pid") else { return true };
     lock_file.lines().nth(7).is_some_and(|status| status.trim() == "stopping")
 }
 
 /// Does for Postgres what its processes do whenever their latch is set, and passes the word on.
 async fn attend(wake: &Wake, woken: &Notify) -> io::Error {
+    let mut is_stopping = false;
     loop {
         wake.reset();
-        if wake::told_to_terminate() {
+        if wake::told_to_terminate() && !is_stopping {
             if !server_is_stopping() {
                 wake::die();
             }
+            is_stopping = true;
             xlog_sender::set_state(State::Stopping);
         }
         xlog_sender::reload_configuration_if_told();
@@ -115,7 +118,7 @@ async fn attend(wake: &Wake, woken: &Notify) -> io::Error {
         woken.notify_one();
         match wake.wait().await {
             Ok(Woken::Latch) => {}
-            Ok(Woken::Client) => wake::die(),
+            Ok(Woken::Client | Woken::Postmaster) => wake::die(),
             Err(error) => return error,
         }
     }
@@ -218,6 +221,9 @@ impl Compute for HostingCompute {
         if self.slot_lsn + SLOT_STEP_BYTES <= positions.committed_lsn || self.is_complete() {
             self.slot_lsn = positions.committed_lsn;
             xlog_sender::advance_slot(self.slot_lsn);
+            // Which may have woken others, and so taken this process off the list of those who wait for flushes.
+            xlog_sender::watch_flushes();
+            self.woken.notify_one();
         }
     }
 }

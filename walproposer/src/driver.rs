@@ -232,6 +232,8 @@ impl Driver {
 
     /// The compute's WAL begins, or begins again, here.
     pub(crate) fn wal_begins(&mut self, lsn: Lsn) -> Result<(), TermFileError> {
+        // While its WAL is still here.
+        self.release()?;
         self.window = Window::at(lsn);
         self.hold()
     }

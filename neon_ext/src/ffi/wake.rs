@@ -58,6 +58,7 @@ pub struct Wake {
     urgent: AsyncFd<SignalFd>,
     handled: AsyncFd<SignalFd>,
     client: AsyncFd<OwnedFd>,
+    postmaster: AsyncFd<OwnedFd>,
     mask: SigSet,
     mask_before: SigSet,
     handlers_before: [(Signal, pg_sys::pqsigfunc); 2],
@@ -70,6 +71,8 @@ pub enum Woken {
     Latch,
     /// The client of this process has said something, or is gone.
     Client,
+    /// The postmaster is dead.
+    Postmaster,
 }
 
 fn readable<T: AsRawFd>(descriptor: T) -> io::Result<AsyncFd<T>> {
@@ -88,6 +91,12 @@ fn client_socket() -> RawFd {
     unsafe { pg_sys::MyProcPort.cast::<RawFd>().read() }
 }
 
+/// The end of a pipe that shows its end when the postmaster dies (`InitPostmasterDeathWatchHandle`, `POSTMASTER_FD_WATCH`).
+fn postmaster_pipe() -> io::Result<OwnedFd> {
+    // SAFETY: made before the postmaster has children, and open as long as this process lives; only borrowed for the call.
+    unsafe { BorrowedFd::borrow_raw(pg_sys::postmaster_alive_fds[0]) }.try_clone_to_owned()
+}
+
 impl Wake {
     /// To be made within the event loop that will wait on it, in a process with a client.
     ///
@@ -98,7 +107,7 @@ impl Wake {
         let mask = SigSet::from_iter(HANDLED);
         // SAFETY: the socket is open as long as the process lives, and it is only borrowed for the call.
         let client = unsafe { BorrowedFd::borrow_raw(client_socket()) }.try_clone_to_owned()?;
-        let client = readable(client)?;
+        let (client, postmaster) = (readable(client)?, readable(postmaster_pipe()?)?);
         let (urgent, handled) = (signal_fd(&urgent)?, signal_fd(&mask)?);
         let mask_before = mask.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         TERMINATE.store(false, Ordering::Relaxed);
@@ -111,7 +120,7 @@ impl Wake {
             install(Signal::SIGTERM, Some(on_terminate)),
             install(Signal::SIGUSR2, Some(on_last_cycle)),
         ];
-        Ok(Wake { urgent, handled, client, mask, mask_before, handlers_before })
+        Ok(Wake { urgent, handled, client, postmaster, mask, mask_before, handlers_before })
     }
 
     /// Resets the latch. What it announced is to be looked at after this.
@@ -120,7 +129,7 @@ impl Wake {
         unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
     }
 
-    /// Waits until the latch is set, a signal has been handled or the client speaks.
+    /// Waits until the latch is set, a signal has been handled, the client speaks or the postmaster dies.
     ///
     /// # Errors
     /// When a descriptor cannot be read, which would be a mistake of this module.
@@ -146,6 +155,10 @@ impl Wake {
             ready = self.client.readable() => {
                 ready?.clear_ready();
                 Woken::Client
+            }
+            ready = self.postmaster.readable() => {
+                ready?.clear_ready();
+                Woken::Postmaster
             }
         };
         disarm();

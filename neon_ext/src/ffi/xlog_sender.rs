@@ -121,6 +121,8 @@ pub fn reload_configuration_if_told() {
             (&raw mut pg_sys::ConfigReloadPending).write_volatile(0);
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
             pg_sys::SyncRepInitConfig();
+            // Commits may wait for what this standby has reported before it counted.
+            pg_sys::SyncRepReleaseWaiters();
         }
     }
 }
