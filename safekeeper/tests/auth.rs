@@ -84,7 +84,7 @@ async fn nobody_is_let_in_without_a_good_token() {
         ("nonsense".to_owned(), "is not a JSON Web Token"),
         (UNSIGNED.to_owned(), "is not one that is signed with EdDSA"),
         (strange, "not signed with a key that is accepted here"),
-        (sign(&expired), "has expired 3600 s ago"),
+        (sign(&expired), "the token has expired"),
         (sign(&early), "is valid in"),
         ("x".repeat(TOKEN_BYTES_MAX + 1), "at most 8192 are looked at"),
     ] {

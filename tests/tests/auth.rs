@@ -154,13 +154,16 @@ fn users_of_the_database_do_not_see_the_token() -> Result<()> {
         ensure!(reader.simple_query(sql).is_err(), "{sql}");
     }
     // A token is in no log, and files that hold one are their owner's alone.
-    for file in ["endpoints/main/compute.toml", "endpoints/main/walproposer.toml"] {
-        let mode = std::os::unix::fs::MetadataExt::mode(&cluster.dir().join(file).metadata()?);
-        ensure!(mode & 0o077 == 0, "{file} has mode {mode:o}");
-    }
-    for log in
-        ["pageserver/pageserver.log", "safekeeper-1/safekeeper.log", "endpoints/main/compute.log"]
-    {
+    let file = cluster.endpoint_dir(&endpoint).join("compute.toml");
+    let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata()?);
+    ensure!(mode & 0o077 == 0, "{} has mode {mode:o}", file.display());
+    for log in [
+        "pageserver/pageserver.log",
+        "safekeeper-1/safekeeper.log",
+        "endpoints/main/compute.log",
+        "endpoints/main/postgres.log",
+        "endpoints/main/walproposer.toml",
+    ] {
         let text = std::fs::read_to_string(cluster.dir().join(log))?;
         ensure!(!text.contains("eyJ"), "{log} has a token in it");
     }

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -39,7 +40,11 @@ fn wait_for_another(client: &mut Client, before: u32, id: i32) -> Result<u32> {
     found.context("a walsender")
 }
 
+/// One system at a time: this file has no use for several.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn with_endpoint(test: impl FnOnce(&Cluster, &Endpoint, &mut Client) -> Result<()>) -> Result<()> {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut cluster = Cluster::start(Place::from_env()?)?;
     let endpoint = cluster.endpoint("main", "main", &[])?;
     let mut client = endpoint.connect("postgres")?;
