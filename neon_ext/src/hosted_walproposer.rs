@@ -58,7 +58,7 @@ pub fn run(path: &Path) -> Result<(HostedEnd, String), Error> {
         tracing::warn!(%error, "this process interrupts others");
     }
     let config = read_configuration(path)?;
-    xlog_sender::acquire_slot(SLOT);
+    xlog_sender::acquire_slot(walproposer::SLOT_NAME);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         let wake = Wake::new()?;
@@ -78,9 +78,6 @@ pub fn run(path: &Path) -> Result<(HostedEnd, String), Error> {
     };
     Ok((end, format!("{outcome:?}")))
 }
-
-/// [`walproposer::SLOT_NAME`].
-const SLOT: &std::ffi::CStr = c"wal_proposer_slot";
 
 fn read_configuration(path: &Path) -> Result<Config, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pg_types::xlog::{XLOG_BLCKSZ, page_offset};
+use pg_types::xlog::{SEND_BYTES_MAX, send_len};
 use pg_types::{Lsn, Term};
 use pg_wire::pq_proto::{BeMessage, SqlState};
 use pg_wire::replication::{StandbyMessage, current_timestamp};
@@ -28,8 +28,6 @@ use crate::wal_storage::ReadError;
 const PAUSE: Duration = Duration::from_millis(3);
 /// A page server that asks for WAL at once gets it without pauses for so long.
 const HURRY: Duration = Duration::from_millis(10);
-/// `MAX_SEND_SIZE` of `walsender.c`.
-const SEND_BYTES_MAX: u64 = 16 * XLOG_BLCKSZ;
 
 type Backend = PostgresBackend<TcpStream>;
 
@@ -198,7 +196,7 @@ impl Sender<'_> {
         if available == 0 || self.pauses.hold(available).is_some() {
             return Ok(false);
         }
-        let data = self.read(chunk_len(self.sent_lsn, available)).await?;
+        let data = self.read(send_len(self.sent_lsn, available)).await?;
         if self.term.is_some() {
             // The log may have been cut while it was read: then these bytes are nobody's.
             self.end_lsn()?;
@@ -269,27 +267,9 @@ fn refused(code: SqlState, message: String) -> CopyStreamEnd {
     CopyStreamEnd::Failed(QueryError::Sql { code, message })
 }
 
-/// As `XLogSendPhysical`: at most [`SEND_BYTES_MAX`], cut at a page boundary unless that is all there is.
-fn chunk_len(start_lsn: Lsn, available: u64) -> u64 {
-    if available <= SEND_BYTES_MAX {
-        return available;
-    }
-    SEND_BYTES_MAX - page_offset(start_lsn + SEND_BYTES_MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn chunks_advance_and_end_at_pages_or_at_the_end(start in 0u64..1 << 40, available in 1u64..1 << 30) {
-            let len = chunk_len(Lsn(start), available);
-            prop_assert!(0 < len && len <= available.min(SEND_BYTES_MAX));
-            prop_assert!(len == available || (start + len).is_multiple_of(XLOG_BLCKSZ));
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn page_servers_wait_a_moment_unless_they_hurry_or_there_is_much() {

@@ -74,10 +74,31 @@ pub fn before_page_header(lsn: Lsn) -> Lsn {
     if offset != 0 && offset == page_header_size(page_start) { page_start } else { lsn }
 }
 
+/// Most WAL that is sent in one piece: `MAX_SEND_SIZE` of `walsender.c`.
+pub const SEND_BYTES_MAX: u64 = 16 * XLOG_BLCKSZ;
+
+/// Bytes of the next piece of `available` ones, as `XLogSendPhysical`: at most [`SEND_BYTES_MAX`], cut at a page boundary
+/// unless that is all there is.
+pub fn send_len(start_lsn: Lsn, available: u64) -> u64 {
+    if available <= SEND_BYTES_MAX {
+        return available;
+    }
+    SEND_BYTES_MAX - page_offset(start_lsn + SEND_BYTES_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_advance_and_end_at_pages_or_at_the_end(start in 0u64..1 << 40, available in 1u64..1 << 30) {
+            let len = send_len(Lsn(start), available);
+            prop_assert!(0 < len && len <= available.min(SEND_BYTES_MAX));
+            prop_assert!(len == available || (start + len).is_multiple_of(XLOG_BLCKSZ));
+        }
+    }
 
     #[test]
     fn names_segments_as_postgres_does() {

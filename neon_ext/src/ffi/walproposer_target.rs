@@ -5,7 +5,7 @@
 //! transaction (`basebackup_target.c`, `parse_basebackup_options`). Ours does not return.
 #![expect(unsafe_code, reason = "registers a callback with the server")]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 
 use pgrx::pg_guard;
@@ -26,13 +26,11 @@ mod raw {
     }
 }
 
-/// The target's name, `walproposer::TARGET`.
-const TARGET: &CStr = c"neon_walproposer";
-
 /// Registers the target.
 pub fn install() {
-    // SAFETY: runs in the postmaster before it has children, which inherit the list. The name is only read.
-    unsafe { raw::BaseBackupAddTarget(TARGET.as_ptr().cast_mut(), run, never) };
+    let name = CString::new(walproposer::TARGET).unwrap_or_default();
+    // SAFETY: runs in the postmaster before it has children, which inherit the list. The name is copied.
+    unsafe { raw::BaseBackupAddTarget(name.as_ptr().cast_mut(), run, never) };
 }
 
 /// # Safety

@@ -69,7 +69,8 @@ pub fn report(positions: Positions) {
 }
 
 /// Takes the replication slot, which is there.
-pub fn acquire_slot(name: &std::ffi::CStr) {
+pub fn acquire_slot(name: &str) {
+    let name = std::ffi::CString::new(name).unwrap_or_default();
     // SAFETY: the name is NUL-terminated; an error unwinds.
     unsafe { pg_sys::ReplicationSlotAcquire(name.as_ptr(), true) };
 }

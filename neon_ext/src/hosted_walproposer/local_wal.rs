@@ -8,13 +8,10 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use pg_types::Lsn;
 use pg_types::xlog::{
-    WAL_SEGMENT_SIZE, XLOG_BLCKSZ, page_offset, segment_file_name, segment_number, segment_offset,
+    WAL_SEGMENT_SIZE, segment_file_name, segment_number, segment_offset, send_len,
 };
 
 use crate::ffi::xlog_sender;
-
-/// `MAX_SEND_SIZE` of `walsender.c`.
-const READ_BYTES_MAX: u64 = 16 * XLOG_BLCKSZ;
 
 /// WAL that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +37,7 @@ impl LocalWal {
     /// A piece from `begin_lsn` on, up to `end_lsn` at most, below which everything has been written. Nothing when
     /// there is nothing.
     pub fn read(&mut self, begin_lsn: Lsn, end_lsn: Lsn) -> Result<Bytes, ReadError> {
-        let length = piece_length(begin_lsn, end_lsn.saturating_sub(begin_lsn));
+        let length = send_len(begin_lsn, end_lsn.saturating_sub(begin_lsn));
         let mut wal = vec![0; usize::try_from(length).unwrap_or_default()];
         if wal.is_empty() {
             return Ok(Bytes::new());
@@ -76,12 +73,4 @@ impl LocalWal {
         };
         Ok(file)
     }
-}
-
-/// As `XLogSendPhysical`: at most [`READ_BYTES_MAX`], cut at a page boundary unless that is all there is.
-fn piece_length(begin_lsn: Lsn, available: u64) -> u64 {
-    if available <= READ_BYTES_MAX {
-        return available;
-    }
-    READ_BYTES_MAX - page_offset(begin_lsn + READ_BYTES_MAX)
 }
