@@ -12,8 +12,9 @@ use system_tests::cluster::{child_named, has_ended, signal_and_wait, single_valu
 use system_tests::{Cluster, Endpoint, Place};
 
 const COMPUTE: &str = "endpoints/main/compute.pid";
-const WALSENDER: &str =
-    "SELECT pid::text FROM pg_stat_replication WHERE application_name = 'walproposer'";
+/// Who makes the slot at the start of a session has the same name, and does not stream.
+const WALSENDER: &str = "SELECT pid::text FROM pg_stat_replication \
+     WHERE application_name = 'walproposer' AND state = 'streaming'";
 
 fn insert(client: &mut Client, id: i32) -> Result<()> {
     client.execute("INSERT INTO t VALUES ($1)", &[&id])?;
