@@ -10,6 +10,7 @@
 
 mod backoff;
 mod connection;
+mod rivals;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -65,7 +66,6 @@ async fn follow(
     let shutdown = timeline.shutdown_token();
     let mut backoff = Backoff::default();
     let mut last_error = None;
-    let others = source.safekeepers.len() > 1;
     timeline.metrics().set_ingest_failed(false);
     for safekeeper in source.safekeepers.iter().cycle() {
         receiver.set_state(ReceiverState::Connecting {
@@ -73,7 +73,7 @@ async fn follow(
             last_error: last_error.take(),
         });
         let before = timeline.last_record_lsn();
-        match connection::stream(timeline, safekeeper, others, news, settings).await {
+        match connection::stream(timeline, source, safekeeper, news, settings).await {
             StreamEnd::Stop => return,
             StreamEnd::Ended(reason) => {
                 tracing::info!(%safekeeper, "WAL stream ended: {reason}");

@@ -91,6 +91,24 @@ async fn wal_becomes_pages_across_broken_connections_and_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_safekeeper_that_lags_is_left_though_no_reader_waits() {
+    let cluster = cluster_with_wal();
+    let behind = Lsn(cluster.end.0 - 200_000);
+    let (slow, other) =
+        [behind, cluster.end].map(|end| Arc::new(FakeSafekeeper::new(&cluster.pgdata, end))).into();
+    let shutdown = CancellationToken::new();
+    let mut source = slow.listen(&shutdown).await;
+    source.safekeepers.extend(other.listen(&shutdown).await.safekeepers);
+    let server = Server::start(cluster.config.clone()).await.unwrap();
+    server.tenants().set_wal_source(TENANT, TIMELINE, source).await.unwrap();
+    let timeline = server.tenants().timeline(TENANT, TIMELINE).unwrap();
+    eventually("all WAL", || timeline.last_record_lsn() == cluster.end).await;
+    assert_eq!(slow.starts.lock().unwrap().len(), 1, "it did not end its stream");
+    server.stop().await;
+    shutdown.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_wal_is_ingested_again_and_branches_wait_for_it() {
     let cluster = cluster_with_wal();
     let keeper = Arc::new(FakeSafekeeper::new(&cluster.pgdata, cluster.end));

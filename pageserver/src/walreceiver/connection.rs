@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::Settings;
+use super::rivals::{Heard, overtaken};
 use super::sink::{self, SinkError, Worker};
 use crate::metrics::GLOBAL;
 use crate::tenants::metadata::WalSource;
@@ -57,11 +58,12 @@ pub(super) struct WalChunk {
 /// Connects, streams, and gives the WAL to ingest.
 pub(super) async fn stream(
     timeline: &Arc<Timeline>,
+    source: &WalSource,
     safekeeper: &str,
-    others: bool,
     news: &mut watch::Receiver<WalSource>,
     settings: &Settings,
 ) -> StreamEnd {
+    let others = source.safekeepers.len() > 1;
     // Records are taken in whole: what an earlier stream left of a record is streamed again.
     let start = xlog::normalize(timeline.last_record_lsn());
     let shutdown = timeline.shutdown_token();
@@ -81,11 +83,15 @@ pub(super) async fn stream(
     timeline.receiver().set_state(ReceiverState::Streaming { safekeeper: safekeeper.to_owned() });
     let (sender, receiver) = mpsc::channel(CHANNEL_MESSAGES);
     let mut worker = sink::spawn(Arc::clone(timeline), start, receiver);
+    let heard = Heard::default();
     let end = tokio::select! {
         () = shutdown.cancelled() => StreamEnd::Stop,
         _ = news.changed() => StreamEnd::Stop,
-        end = pump(timeline, &mut wire, sender, &mut worker, settings.timeout) => end,
+        end = pump(timeline, &mut wire, sender, &mut worker, &heard, settings.timeout) => end,
         () = starved(timeline), if others => StreamEnd::Ended(STARVED.to_owned()),
+        () = overtaken(timeline, &source.safekeepers, safekeeper, &heard, settings), if others => {
+            StreamEnd::Ended(OVERTAKEN.to_owned())
+        }
     };
     // The sender is gone: ingest finishes what it has got and ends. Its verdict counts more than the socket's.
     match worker.join().await {
@@ -96,6 +102,7 @@ pub(super) async fn stream(
 }
 
 const STARVED: &str = "it does not bring the WAL that a reader waits for";
+const OVERTAKEN: &str = "it does not bring WAL that another safekeeper has";
 
 /// Returns when a reader waits for WAL, and for [`STARVED_AFTER`] none has come, nor is any that came before taken in.
 async fn starved(timeline: &Timeline) {
@@ -121,22 +128,31 @@ async fn connect(
     start: Lsn,
     settings: &Settings,
 ) -> Result<CopyBoth, StreamEnd> {
-    let endpoint: Endpoint = safekeeper.parse().map_err(StreamEnd::Ended)?;
+    let params = params(timeline, safekeeper, settings).map_err(StreamEnd::Ended)?.replication();
+    let client = pg_wire::Client::connect(&params).await?;
+    Ok(client.copy_both(&format!("START_REPLICATION PHYSICAL {start}")).await?)
+}
+
+/// How to connect to a safekeeper for this timeline, or why not.
+pub(super) fn params(
+    timeline: &Timeline,
+    safekeeper: &str,
+    settings: &Settings,
+) -> Result<ConnectParams, String> {
+    let endpoint: Endpoint = safekeeper.parse()?;
     let timeout = settings.timeout;
-    let mut params = ConnectParams::new(endpoint, "pageserver")
-        .replication()
+    let params = ConnectParams::new(endpoint, "pageserver")
         .param("application_name", "pageserver")
         .option("tenant_id", &timeline.tenant_id.to_string())
         .option("timeline_id", &timeline.metadata.timeline_id.to_string())
         .connect_timeout(timeout)
         .read_timeout(Some(timeout))
         .write_timeout(Some(timeout));
-    let token = settings.own_token.read().map_err(|error| StreamEnd::Ended(error.to_string()))?;
-    if let Some(token) = token {
-        params = params.password(&token);
-    }
-    let client = pg_wire::Client::connect(&params).await?;
-    Ok(client.copy_both(&format!("START_REPLICATION PHYSICAL {start}")).await?)
+    let token = settings.own_token.read().map_err(|error| error.to_string())?;
+    Ok(match token {
+        Some(token) => params.password(&token),
+        None => params,
+    })
 }
 
 /// Moves WAL to ingest and feedback to the safekeeper until something ends it.
@@ -145,6 +161,7 @@ async fn pump(
     wire: &mut CopyBoth,
     sender: mpsc::Sender<WalChunk>,
     worker: &mut Worker,
+    heard: &Heard,
     timeout: Duration,
 ) -> StreamEnd {
     let mut ticks = tokio::time::interval(FEEDBACK_INTERVAL);
@@ -166,11 +183,16 @@ async fn pump(
                 Err(_) => return StreamEnd::Ended("ingest stopped".to_owned()),
             },
             message = wire.reader.recv_wal(), if waiting.is_none() => match message {
-                Ok(Some(WalSenderMessage::XLogData { wal_start, data, .. })) => {
+                Ok(Some(WalSenderMessage::XLogData { wal_start, wal_end, data, .. })) => {
                     received(timeline, wal_start, &data);
+                    heard.committed(wal_end);
+                    if sender.capacity() == 0 {
+                        heard.busy();
+                    }
                     waiting = Some(WalChunk { start: wal_start, data });
                 }
-                Ok(Some(WalSenderMessage::KeepAlive { reply_requested, .. })) => {
+                Ok(Some(WalSenderMessage::KeepAlive { wal_end, reply_requested, .. })) => {
+                    heard.committed(wal_end);
                     feedback_due = reply_requested;
                 }
                 Ok(None) => return StreamEnd::Ended("the safekeeper ended the stream".to_owned()),

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pageserver::tenants::metadata::WalSource;
 use pg_types::{Lsn, xlog};
 use pg_wire::postgres_backend::Timeouts;
+use pg_wire::pq_proto::{RowDescriptor, TypeOid};
 use pg_wire::replication::{PageserverFeedback, StandbyMessage, current_timestamp};
 use pg_wire::{AuthType, BeMessage, Handler, PostgresBackend, QueryError, StartupParams};
 use tokio::net::{TcpListener, TcpStream};
@@ -103,6 +105,15 @@ impl FakeSafekeeper {
     }
 }
 
+/// Of the columns only the one that a page server looks at.
+fn status(pgb: &mut PostgresBackend<TcpStream>, end: Lsn) -> Result<(), QueryError> {
+    let column = RowDescriptor { name: "commit_lsn", type_oid: TypeOid::Text };
+    pgb.write_message_noflush(&BeMessage::RowDescription(&[column]))?;
+    pgb.write_message_noflush(&BeMessage::DataRow(&[Some(end.to_string().as_bytes())]))?;
+    pgb.write_message_noflush(&BeMessage::CommandComplete("TIMELINE_STATUS"))?;
+    Ok(())
+}
+
 struct Session<'a>(&'a Arc<FakeSafekeeper>);
 
 impl Handler<TcpStream> for Session<'_> {
@@ -121,6 +132,9 @@ impl Handler<TcpStream> for Session<'_> {
         query: &str,
     ) -> Result<(), QueryError> {
         let keeper = self.0;
+        if query == "TIMELINE_STATUS" {
+            return status(pgb, keeper.end);
+        }
         let mut lsn: Lsn =
             query.strip_prefix("START_REPLICATION PHYSICAL ").unwrap().parse().unwrap();
         keeper.starts.lock().unwrap().push(lsn);
@@ -143,8 +157,18 @@ impl Handler<TcpStream> for Session<'_> {
                 return Err(QueryError::Reconnect);
             }
         }
+        let mut alive = tokio::time::interval(Duration::from_millis(500));
         loop {
-            let message = pgb.read_copy_data().await.map_err(QueryError::other)?;
+            let message = tokio::select! {
+                message = pgb.read_copy_data() => message.map_err(QueryError::other)?,
+                _ = alive.tick() => {
+                    let (wal_end, timestamp) = (keeper.end, current_timestamp());
+                    let reply_requested = false;
+                    let alive = BeMessage::KeepAlive { wal_end, timestamp, reply_requested };
+                    pgb.write_message(&alive).await?;
+                    continue;
+                }
+            };
             if let Ok(StandbyMessage::PageserverFeedback(feedback)) = StandbyMessage::parse(message)
             {
                 keeper.feedback.lock().unwrap().push(feedback);
