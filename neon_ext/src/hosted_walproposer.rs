@@ -17,7 +17,7 @@ use walproposer::{Compute, Config, HostedEnd, Outcome, ServerIdentity, StreamEve
 use crate::ffi::wake::{self, Wake, Woken};
 use crate::ffi::xlog;
 use crate::ffi::xlog_sender::{self, Positions, State};
-use local_wal::{LocalWal, ReadError};
+use local_wal::LocalWal;
 
 /// The slot keeps WAL by the segment: it need not know of each commit.
 const SLOT_STEP_BYTES: u64 = 1024 * 1024;
@@ -110,8 +110,6 @@ async fn attend(wake: &Wake, woken: &Notify) -> io::Error {
         }
         xlog_sender::reload_configuration_if_told();
         xlog_sender::check_for_interrupts();
-        // First this, then a look at the end of WAL: what is flushed in between is seen by one of both.
-        xlog_sender::watch_flushes();
         woken.notify_one();
         match wake.wait().await {
             Ok(Woken::Latch) => {}
@@ -152,11 +150,15 @@ impl HostingCompute {
         }
     }
 
-    fn read(&mut self) -> Result<Option<StreamEvent>, ReadError> {
+    fn read(&mut self) -> Option<StreamEvent> {
         let begin_lsn = self.next_lsn;
-        let wal = self.wal.read(begin_lsn, xlog::flush_position())?;
+        let wal = match self.wal.read(begin_lsn, xlog::flush_position()) {
+            Ok(wal) => wal,
+            // Nothing that another try would mend: the walproposer that is started next begins with an election.
+            Err(error) => crate::ffi::report::wal_unreadable(&error),
+        };
         self.next_lsn = begin_lsn + wal.len() as u64;
-        Ok((!wal.is_empty()).then_some(StreamEvent::Wal { begin_lsn, wal }))
+        (!wal.is_empty()).then_some(StreamEvent::Wal { begin_lsn, wal })
     }
 
     /// Whether the server has written its last WAL and a quorum has it.
@@ -189,13 +191,19 @@ impl Compute for HostingCompute {
                     self.stream = Stream::Open;
                     return StreamEvent::Opened;
                 }
-                Stream::Open => match self.read() {
-                    Ok(Some(event)) => return event,
-                    Ok(None) if self.is_complete() => return StreamEvent::Ended,
-                    Ok(None) => {}
-                    // Nothing that another try would mend: the walproposer that is started next begins with an election.
-                    Err(error) => crate::ffi::report::wal_unreadable(&error),
-                },
+                Stream::Open => {
+                    if let Some(event) = self.read() {
+                        return event;
+                    }
+                    if self.is_complete() {
+                        return StreamEvent::Ended;
+                    }
+                    // Only who waits for WAL is woken by it. What was flushed before this was said is seen by another look.
+                    xlog_sender::watch_flushes();
+                    if let Some(event) = self.read() {
+                        return event;
+                    }
+                }
             }
             self.woken.notified().await;
         }
@@ -217,9 +225,8 @@ impl Compute for HostingCompute {
         xlog_sender::report(positions);
         if self.slot_lsn + SLOT_STEP_BYTES <= positions.committed_lsn || self.is_complete() {
             self.slot_lsn = positions.committed_lsn;
+            // This may wake others, and so take this process off the list of those who wait for flushes: WAL is looked for again.
             xlog_sender::advance_slot(self.slot_lsn);
-            // Which may have woken others, and so taken this process off the list of those who wait for flushes.
-            xlog_sender::watch_flushes();
             self.woken.notify_one();
         }
     }

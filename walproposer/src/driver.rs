@@ -56,6 +56,8 @@ struct Link {
     answers: u64,
     /// What the last one said.
     flush_lsn: Lsn,
+    /// A little WAL was sent, and no answer has come since: what the compute writes meanwhile goes out in one piece after it.
+    awaits_answer: bool,
 }
 
 struct Fetch {
@@ -85,8 +87,8 @@ pub(crate) struct Driver {
     events: mpsc::Receiver<Event>,
     events_sender: mpsc::Sender<Event>,
     heartbeat: Interval,
-    /// When [`ProposerInput::TellCommit`] is due.
-    tell_commit_at: Option<Instant>,
+    /// When [`ProposerInput::TellCommit`] is due, unless this position has been told by then.
+    tell_commit: Option<(Instant, Lsn)>,
     /// When what is held goes out.
     release_at: Option<Instant>,
 }
@@ -122,7 +124,7 @@ impl Driver {
             events,
             events_sender,
             heartbeat,
-            tell_commit_at: None,
+            tell_commit: None,
             release_at: None,
         })
     }
@@ -187,9 +189,9 @@ impl Driver {
         tokio::time::timeout(GOODBYE_MAX, heard).await.unwrap_or(Ok(()))
     }
 
-    /// Whether more WAL of the compute can be held.
-    pub(crate) fn has_room(&self) -> bool {
-        self.window.len() < WINDOW_BYTES_MAX
+    /// Whether more WAL of the compute can be held, and sent at once to somebody.
+    pub(crate) fn wants_wal(&self) -> bool {
+        self.window.len() < WINDOW_BYTES_MAX && !self.all_await_answers()
     }
 
     /// Waits for the next event and takes it, and a few more if they are there. Cancellation-safe.
@@ -210,11 +212,10 @@ impl Driver {
                 }
                 self.trim()
             }
-            () = sleep_until(self.tell_commit_at.unwrap_or_else(Instant::now)),
-                if self.tell_commit_at.is_some() =>
+            () = sleep_until(self.tell_commit.map_or_else(Instant::now, |(at, _)| at)),
+                if self.tell_commit.is_some() =>
             {
-                self.tell_commit_at = None;
-                self.step(ProposerInput::TellCommit)
+                self.tell_commit()
             }
             () = sleep_until(self.release_at.unwrap_or_else(Instant::now)),
                 if self.release_at.is_some() =>
@@ -273,14 +274,16 @@ impl Driver {
             Event::Connected { sk, conn, sender } => {
                 self.give_up(sk);
                 let flush_lsn = Lsn::INVALID;
-                self.links.insert(sk, Link { conn, sender, answers: 0, flush_lsn });
+                let link = Link { conn, sender, answers: 0, flush_lsn, awaits_answer: false };
+                self.links.insert(sk, link);
                 self.step(ProposerInput::Connected { sk })
             }
             Event::Message { sk, conn, message } if self.is_current(sk, conn) => {
                 if let AcceptorMessage::AppendResponse(response) = &message {
                     self.note_answer(sk, response);
                 }
-                self.step(ProposerInput::Message { sk, message })
+                self.step(ProposerInput::Message { sk, message })?;
+                self.send_next(sk)
             }
             Event::Written { sk, conn, wal_bytes } if self.is_current(sk, conn) => {
                 self.step(ProposerInput::Written { sk, wal_bytes })
@@ -323,6 +326,7 @@ impl Driver {
         let Some(link) = self.links.get_mut(&sk) else { return };
         link.answers += 1;
         link.flush_lsn = response.flush_lsn;
+        link.awaits_answer = false;
         let mut news = link.answers == 1;
         if !response.pageserver_feedback.is_empty() {
             self.storage.take(response.pageserver_feedback.clone());
@@ -385,7 +389,7 @@ impl Driver {
             }
             ProposerCommand::CommitAdvanced { commit_lsn } => {
                 tracing::trace!(%commit_lsn, "commit");
-                self.tell_commit_at.get_or_insert_with(|| Instant::now() + TELL_COMMIT_PAUSE);
+                self.tell_commit.get_or_insert_with(|| (Instant::now() + TELL_COMMIT_PAUSE, commit_lsn));
                 self.milestones.committed = true;
             }
             ProposerCommand::ConfAdopted { mconf } => {

@@ -106,10 +106,10 @@ impl<'a, C: Compute> Reign<'a, C> {
 
     async fn rule(&mut self) -> Result<Outcome, WalproposerError> {
         loop {
-            let room = self.driver.has_room();
+            let wants_wal = self.driver.wants_wal();
             tokio::select! {
                 turn = self.driver.turn() => turn?,
-                event = self.stream.next(), if room => match event {
+                event = self.stream.next(), if wants_wal => match event {
                     StreamEvent::Wal { begin_lsn, wal } => self.wal(begin_lsn, wal)?,
                     StreamEvent::Opened | StreamEvent::ReplyRequested => self.report().await,
                     StreamEvent::Ended => return self.stopped().await,

@@ -109,7 +109,7 @@ impl Bench {
     fn default_cpus(self) -> Vec<usize> {
         let available = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         match self {
-            Bench::Bulk | Bench::PgbenchTpcb | Bench::Commit => (0..available.min(2)).collect(),
+            Bench::Bulk | Bench::PgbenchTpcb | Bench::Commit | Bench::Wal => (0..available.min(2)).collect(),
             _ => vec![0],
         }
     }

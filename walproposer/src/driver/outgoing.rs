@@ -12,7 +12,7 @@ use wal_consensus::proposer::{ProposerInput, SkId};
 use super::{Driver, Fetch};
 use crate::fetch::{FetchOrder, fetch};
 use crate::leisure;
-use crate::limits::{LEISURE_BYTES_MAX, LEISURE_PAUSE};
+use crate::limits::{LEISURE_BYTES_MAX, LEISURE_PAUSE, TELL_COMMIT_PAUSE};
 use crate::term_file::TermFileError;
 use crate::window::Window;
 
@@ -43,6 +43,36 @@ impl Driver {
                 self.step(input)?;
             }
         }
+        Ok(())
+    }
+
+    /// Whether a moment's wait makes one piece of what would be several, and delays nothing: everybody who is prompt is still busy
+    /// with the piece before.
+    pub(super) fn all_await_answers(&self) -> bool {
+        let streaming = self.links.iter().filter(|(_, link)| 0 < link.answers);
+        let mut prompt = streaming.filter(|(sk, _)| !self.leisure.may_wait(**sk)).peekable();
+        prompt.peek().is_some() && prompt.all(|(_, link)| link.awaits_answer)
+    }
+
+    /// What was held for a prompt safekeeper that has answered now.
+    pub(super) fn send_next(&mut self, sk: SkId) -> Result<(), TermFileError> {
+        if self.leisure.may_wait(sk) {
+            return Ok(());
+        }
+        let held = self.held.take(sk);
+        let input = held.and_then(|header| self.append_now(sk, &header));
+        input.map_or(Ok(()), |input| self.step(input))
+    }
+
+    /// Tells the commit position to those who have not learnt with WAL of what was to be told; what has come since waits in turn.
+    pub(super) fn tell_commit(&mut self) -> Result<(), TermFileError> {
+        let Some((_, committed)) = self.tell_commit.take() else { return Ok(()) };
+        if !self.proposer.has_told(committed) {
+            return self.step(ProposerInput::TellCommit);
+        }
+        let commit_lsn = self.proposer.commit_lsn();
+        self.tell_commit =
+            (committed < commit_lsn).then(|| (Instant::now() + TELL_COMMIT_PAUSE, commit_lsn));
         Ok(())
     }
 
@@ -77,7 +107,8 @@ impl Driver {
         let is_little = header.wal_bytes() < LEISURE_BYTES_MAX;
         // Not for who catches up: WAL that is fetched for it has nowhere to wait.
         let is_newest = header.end_lsn == self.window.end_lsn();
-        if is_little && is_newest && self.leisure.may_wait(sk) {
+        let awaits_answer = self.links.get(&sk).is_some_and(|link| link.awaits_answer);
+        if is_little && is_newest && (awaits_answer || self.leisure.may_wait(sk)) {
             self.held.hold(sk, header);
             self.release_at.get_or_insert_with(|| Instant::now() + LEISURE_PAUSE);
             return None;
@@ -86,12 +117,13 @@ impl Driver {
     }
 
     pub(super) fn append_now(&mut self, sk: SkId, header: &AppendHeader) -> Option<ProposerInput> {
-        let link = self.links.get(&sk)?;
+        let link = self.links.get_mut(&sk)?;
         let (begin_lsn, end_lsn) = (header.begin_lsn, header.end_lsn);
         if begin_lsn == end_lsn {
             link.sender.append(header, Vec::new());
             return None;
         }
+        link.awaits_answer = header.wal_bytes() < LEISURE_BYTES_MAX;
         if let Some(wal) = self.window.slice(begin_lsn, end_lsn) {
             link.sender.append(header, wal);
             return None;

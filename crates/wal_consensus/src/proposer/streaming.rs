@@ -94,6 +94,12 @@ impl Proposer {
         }
     }
 
+    /// Whether everybody who is streamed to has been told that WAL up to `lsn`, or more, is committed.
+    pub fn has_told(&self, lsn: Lsn) -> bool {
+        let mut active = self.slots.iter().filter(|slot| slot.phase == SlotPhase::Active);
+        active.all(|slot| lsn <= slot.told_commit_lsn)
+    }
+
     /// Tells the commit position to those that no append has told since it moved.
     pub(super) fn tell_commit(&mut self, commands: &mut Commands) {
         for index in 0..self.slots.len() {
