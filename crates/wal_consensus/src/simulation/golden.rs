@@ -302,7 +302,13 @@ fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Ou
                 conns.for_each(|conn| conn.to_sk.clear());
             }
         }
-        "connect" => cluster.connect(number(&words, 1), number(&words, 2) - 1)?,
+        "connect" => {
+            let (proposer, sk) = (number(&words, 1), number(&words, 2) - 1);
+            if cluster.is_connected(proposer, sk) {
+                return Err("has not heard of the end of its connection".to_owned());
+            }
+            cluster.connect(proposer, sk)?;
+        }
         "cut" => {
             let id = conn_of(cluster, number(&words, 1), number(&words, 2) - 1);
             cluster.break_conn(id, number(&words, 3))?;
@@ -353,6 +359,7 @@ fn play(script: &str) -> String {
                 text.strip_prefix("quietly ").map_or((text, false), |text| (text, true));
             let result = command(&mut cluster, &mut controller, text)
                 .and_then(|()| cluster.checker.inspect(&mut cluster.nodes));
+            cluster.forget_dead_conns();
             for event in cluster.trace.take().into_iter().filter(|_| !quiet) {
                 writeln!(output, "{event}").unwrap();
             }
