@@ -52,9 +52,7 @@ use super::world::{Cluster, Delivered, Outcome, member};
 use crate::acceptor::AcceptorInput;
 use crate::change::ChangeGoal;
 use crate::membership::{Member, MembershipConf};
-use crate::message::{
-    AppendHeader, AppendRequest, ProposerElected, ProposerMessage, VoteRequest,
-};
+use crate::message::{AppendHeader, AppendRequest, ProposerElected, ProposerMessage, VoteRequest};
 use crate::proposer::ProposerInput;
 use crate::term_history::{TermHistory, TermLsn};
 
@@ -84,6 +82,12 @@ fn connect_all(cluster: &mut Cluster, proposer: usize) -> Outcome {
         .collect::<Vec<_>>()
         .into_iter()
         .try_for_each(|sk| cluster.connect(proposer, sk))
+}
+
+fn kill(cluster: &mut Cluster, proposer: usize, lost: bool) {
+    cluster.kill(proposer);
+    let conns = cluster.conns.values_mut().filter(|conn| lost && conn.proposer == proposer);
+    conns.for_each(|conn| conn.to_sk.clear());
 }
 
 fn conn_of(cluster: &Cluster, proposer: usize, sk: usize) -> u64 {
@@ -294,14 +298,7 @@ fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Ou
             let id = cluster.start_walproposer(number(&words, 1) - 1, mconf);
             connect_all(cluster, id)?;
         }
-        "kill" => {
-            let id = number(&words, 1);
-            cluster.kill(id);
-            if words.get(2) == Some(&"lost") {
-                let conns = cluster.conns.values_mut().filter(|conn| conn.proposer == id);
-                conns.for_each(|conn| conn.to_sk.clear());
-            }
-        }
+        "kill" => kill(cluster, number(&words, 1), words.get(2) == Some(&"lost")),
         "connect" => {
             let (proposer, sk) = (number(&words, 1), number(&words, 2) - 1);
             if cluster.is_connected(proposer, sk) {
