@@ -4,12 +4,13 @@
 //! ```text
 //! safekeepers N               N safekeepers that are up and empty
 //! sync                        a walproposer in sync mode, connected to everybody
-//! compute                     a compute started where the last sync ended, with its walproposer, connected
+//! compute                     a compute started where the last sync ended, or the timeline begins, with its walproposer,
+//!                             connected
 //! walproposer C               a new walproposer for compute C, connected
-//! kill P                      kills walproposer P
+//! kill P [lost]               kills walproposer P; what it sent is still under way, or lost
 //! connect P SK                connects again
 //! cut P SK KEEP               breaks a connection; the safekeeper still gets the first KEEP messages under way
-//! write C WORDS...            compute C writes records of so many words
+//! write C WORDS[xN]...        compute C writes records (N of them) of so many words
 //! settle [except SK...]       delivers and flushes until nothing happens any more
 //! deliver P SK                hands one message from P to SK
 //! heartbeat P                 a second passes for P
@@ -21,18 +22,39 @@
 //! change ID... / abort        begins a change to these members / takes the one under way back
 //! step N / finish             does the N-th thing that is due / all of them, one by one, and settles
 //! connect-all P               connects P to everybody again
+//! quietly COMMAND             COMMAND, and nothing of what came of it
+//! hear P SK                   hands one message from SK to P
+//! ask P SK                    one message from P to SK, and one back
+//! lose P SK / double P SK     the next message under way from P to SK is lost / comes twice
+//! flush SK                    SK flushes
+//! save SK                     a good moment for SK to save what may be saved late
+//! die P SK N                  hands one message to SK, whose process dies after N of the commands that follow from it
+//! lose-disk SK                the process is gone, and the disk with it
+//! switch SK G ID... [| ID...] asks SK to switch to this configuration of generation G
+//! report SK FLUSH SYNCED      SK's runtime says that so much is durable, true or not
+//! forge P SK vote TERM        puts a message that P never sent behind those under way to SK
+//! forge P SK elected TERM START TERM@LSN...
+//! forge P SK append TERM BEGIN END COMMIT
 //! ```
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pg_types::{Generation, Lsn, Term};
+
 use super::controller::{Controller, Fate};
 use super::node::{Crash, Trouble};
 use super::rng::Rng;
-use super::world::{Cluster, Outcome, member};
+use super::show;
+use super::wal::START;
+use super::world::{Cluster, Delivered, Outcome, member};
+use crate::acceptor::AcceptorInput;
 use crate::change::ChangeGoal;
+use crate::membership::{Member, MembershipConf};
+use crate::message::{AppendHeader, AppendRequest, ProposerElected, ProposerMessage, VoteRequest};
 use crate::proposer::ProposerInput;
+use crate::term_history::{TermHistory, TermLsn};
 
 fn scripts() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
@@ -46,6 +68,10 @@ fn number(words: &[&str], index: usize) -> usize {
     words[index].parse().unwrap_or_else(|_| panic!("no number in {words:?}"))
 }
 
+fn lsn(word: &str) -> Lsn {
+    word.parse().unwrap()
+}
+
 fn connect_all(cluster: &mut Cluster, proposer: usize) -> Outcome {
     (0..cluster.nodes.len())
         .filter(|sk| {
@@ -56,6 +82,12 @@ fn connect_all(cluster: &mut Cluster, proposer: usize) -> Outcome {
         .collect::<Vec<_>>()
         .into_iter()
         .try_for_each(|sk| cluster.connect(proposer, sk))
+}
+
+fn kill(cluster: &mut Cluster, proposer: usize, lost: bool) {
+    cluster.kill(proposer);
+    let conns = cluster.conns.values_mut().filter(|conn| lost && conn.proposer == proposer);
+    conns.for_each(|conn| conn.to_sk.clear());
 }
 
 fn conn_of(cluster: &Cluster, proposer: usize, sk: usize) -> u64 {
@@ -102,6 +134,121 @@ fn state(cluster: &mut Cluster) {
     lines.into_iter().for_each(|line| cluster.say(|| line));
 }
 
+/// The message that the words behind `forge P SK` describe.
+fn forged(generation: Generation, words: &[&str]) -> ProposerMessage {
+    let term = Term(number(words, 1) as u64);
+    match words[0] {
+        "vote" => ProposerMessage::VoteRequest(VoteRequest { generation, term }),
+        "elected" => {
+            let entry = |word: &&str| {
+                let (term, at) = word.split_once('@').unwrap();
+                TermLsn { term: Term(term.parse().unwrap()), lsn: lsn(at) }
+            };
+            ProposerMessage::Elected(ProposerElected {
+                generation,
+                term,
+                start_streaming_at: lsn(words[2]),
+                term_history: TermHistory::new(words[3..].iter().map(entry).collect()).unwrap(),
+            })
+        }
+        "append" => {
+            let (begin_lsn, end_lsn) = (lsn(words[2]), lsn(words[3]));
+            let commit_lsn = lsn(words[4]);
+            let truncate_lsn = Lsn::INVALID;
+            let header =
+                AppendHeader { generation, term, begin_lsn, end_lsn, commit_lsn, truncate_lsn };
+            let wal = vec![0; usize::try_from(header.wal_bytes()).unwrap()].into();
+            ProposerMessage::Append(AppendRequest { header, wal })
+        }
+        other => panic!("no message {other}"),
+    }
+}
+
+/// `G ID... [| ID...]`
+fn configuration(words: &[&str]) -> MembershipConf {
+    let set = |words: &[&str]| -> Vec<Member> {
+        (0..words.len()).map(|index| member(number(words, index) as u64)).collect()
+    };
+    let mut sets = words[1..].split(|word| *word == "|");
+    MembershipConf {
+        generation: Generation(words[0].parse().unwrap()),
+        members: set(sets.next().unwrap()),
+        new_members: sets.next().map(set),
+    }
+}
+
+/// Commands about single messages, and about what goes wrong; `false` when it is another one.
+fn trouble_command(cluster: &mut Cluster, words: &[&str]) -> Result<bool, String> {
+    let (name, args) = (words[0], &words[1..]);
+    if ["hear", "ask", "lose", "double", "die", "forge"].contains(&name) {
+        let (proposer, sk) = (number(args, 0), number(args, 1) - 1);
+        let id = conn_of(cluster, proposer, sk);
+        let under_way = &mut cluster.conns.get_mut(&id).unwrap().to_sk;
+        match name {
+            "hear" => {
+                cluster.deliver_to_proposer(id)?;
+            }
+            "ask" => {
+                cluster.deliver_to_sk(id, Trouble::default())?;
+                cluster.deliver_to_proposer(id)?;
+            }
+            "lose" => {
+                let lost = under_way.pop_front().unwrap();
+                let lost = show::proposer_message(&lost);
+                cluster.say(|| format!("c{id} loses: {lost}"));
+            }
+            "double" => {
+                let first = under_way.front().unwrap().clone();
+                under_way.push_front(first);
+            }
+            "die" => {
+                let crash_after = Some(number(args, 2));
+                let trouble = Trouble { crash_after, ..Trouble::default() };
+                if cluster.deliver_to_sk(id, trouble)? != Delivered::Deadly {
+                    return Err("nothing to die of".to_owned());
+                }
+                cluster.crash_sk(sk, Crash::PowerCut, &mut Rng::new(0));
+            }
+            _ => {
+                let generation = cluster.walproposers[&proposer].proposer.mconf().generation;
+                under_way.push_back(forged(generation, &args[2..]));
+            }
+        }
+        return Ok(true);
+    }
+    if !["flush", "save", "lose-disk", "switch", "report"].contains(&name) {
+        return Ok(false);
+    }
+    let sk = number(args, 0) - 1;
+    match name {
+        "flush" => {
+            cluster.flush(sk, Trouble::default())?;
+        }
+        "save" => cluster.save_sk(sk)?,
+        "lose-disk" => {
+            cluster.crash_sk(sk, Crash::PowerCut, &mut Rng::new(0));
+            cluster.nodes[sk].disk = None;
+            cluster.say(|| format!("sk{} has lost its disk", sk + 1));
+        }
+        "switch" => {
+            let mconf = configuration(&args[1..]);
+            match cluster.nodes[sk].switch(&mconf, &mut cluster.trace)? {
+                Ok(out) => cluster.take_out(sk, out)?,
+                Err(refusal) => cluster.say(|| format!("  sk{} refuses: {refusal}", sk + 1)),
+            }
+        }
+        _ => {
+            // Not carried out: to the rest of the simulation a timeline out of service is an error.
+            let (flush_lsn, synced_lsn) = (lsn(args[1]), lsn(args[2]));
+            let acceptor = cluster.nodes[sk].acceptor.as_mut().unwrap();
+            for command in acceptor.step(AcceptorInput::Flushed { flush_lsn, synced_lsn }) {
+                cluster.say(|| format!("  sk{}: {}", sk + 1, show::command(&command)));
+            }
+        }
+    }
+    Ok(true)
+}
+
 /// Commands about members; `false` when it is another one.
 fn member_command(
     cluster: &mut Cluster,
@@ -131,7 +278,7 @@ fn member_command(
 
 fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Outcome {
     let words: Vec<&str> = line.split_whitespace().collect();
-    if member_command(cluster, controller, &words)? {
+    if member_command(cluster, controller, &words)? || trouble_command(cluster, &words)? {
         return Ok(());
     }
     match words[0] {
@@ -142,7 +289,7 @@ fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Ou
             connect_all(cluster, id)?;
         }
         "compute" => {
-            let compute = cluster.start_compute(cluster.synced.unwrap());
+            let compute = cluster.start_compute(cluster.synced.unwrap_or(START));
             let id = cluster.start_walproposer(compute, cluster.store.mconf.clone());
             connect_all(cluster, id)?;
         }
@@ -151,17 +298,25 @@ fn command(cluster: &mut Cluster, controller: &mut Controller, line: &str) -> Ou
             let id = cluster.start_walproposer(number(&words, 1) - 1, mconf);
             connect_all(cluster, id)?;
         }
-        "kill" => cluster.kill(number(&words, 1)),
-        "connect" => cluster.connect(number(&words, 1), number(&words, 2) - 1)?,
+        "kill" => kill(cluster, number(&words, 1), words.get(2) == Some(&"lost")),
+        "connect" => {
+            let (proposer, sk) = (number(&words, 1), number(&words, 2) - 1);
+            if cluster.is_connected(proposer, sk) {
+                return Err("has not heard of the end of its connection".to_owned());
+            }
+            cluster.connect(proposer, sk)?;
+        }
         "cut" => {
             let id = conn_of(cluster, number(&words, 1), number(&words, 2) - 1);
             cluster.break_conn(id, number(&words, 3))?;
         }
         "write" => {
             let compute = number(&words, 1) - 1;
-            for index in 2..words.len() {
-                let length = u8::try_from(number(&words, index)).unwrap();
-                cluster.computes[compute].write_record(length);
+            for word in &words[2..] {
+                let (length, count) = word.split_once('x').unwrap_or((*word, "1"));
+                for _ in 0..count.parse().unwrap() {
+                    cluster.computes[compute].write_record(length.parse().unwrap());
+                }
             }
             tell_wal(cluster, compute)?;
         }
@@ -197,8 +352,12 @@ fn play(script: &str) -> String {
     for line in script.lines() {
         if let Some(text) = line.strip_prefix("$ ") {
             writeln!(output, "{line}").unwrap();
-            let result = command(&mut cluster, &mut controller, text);
-            for event in cluster.trace.take() {
+            let (text, quiet) =
+                text.strip_prefix("quietly ").map_or((text, false), |text| (text, true));
+            let result = command(&mut cluster, &mut controller, text)
+                .and_then(|()| cluster.checker.inspect(&mut cluster.nodes));
+            cluster.forget_dead_conns();
+            for event in cluster.trace.take().into_iter().filter(|_| !quiet) {
                 writeln!(output, "{event}").unwrap();
             }
             if let Err(problem) = result {

@@ -326,6 +326,10 @@ impl Cluster {
         self.step_sk(sk, AcceptorInput::RaiseTerm { term }, Trouble::default()).map(|_| ())
     }
 
+    pub(super) fn save_sk(&mut self, sk: usize) -> Outcome {
+        self.step_sk(sk, AcceptorInput::SaveState, Trouble::default()).map(|_| ())
+    }
+
     /// What a safekeeper says, and whom it closes.
     pub(super) fn take_out(&mut self, sk: usize, out: Vec<Out>) -> Outcome {
         let node = self.nodes[sk].id;
