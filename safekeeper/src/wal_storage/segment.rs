@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use pg_types::xlog::{WAL_SEGMENT_SIZE, segment_file_name, segment_number, segment_offset};
 use pg_types::{Lsn, PG_TLI};
 
@@ -18,6 +18,8 @@ const PARTIAL_SUFFIX: &str = ".partial";
 const SPARE_NAME: &str = "next-segment.tmp";
 /// Unit of zero-filling and of looking for zeros.
 const BLOCK: usize = 256 * 1024;
+/// So much WAL is worth a request to the disk of its own, when it comes faster than it is synced.
+const WRITEBACK_STEP: u64 = 1024 * 1024;
 
 pub(super) fn complete_path(dir: &Path, segno: u64) -> PathBuf {
     dir.join(segment_file_name(PG_TLI, segno))
@@ -279,10 +281,24 @@ impl Segment {
         let (pages, last) = rest.split_at(rest.len() - rest.len() % PAGE);
         let (_, offset) = self.pending.padded();
         self.file.write_all_at(pages, offset)?;
+        self.begin_writeback(offset, offset + pages.len() as u64);
         self.pending.skip(pages.len());
         self.pending.extend(last);
         self.is_dirty = true;
         Ok(())
+    }
+
+    /// Has the kernel write what it holds of this file, a [`WRITEBACK_STEP`] or more at a time, once `begin..end` was added: the
+    /// disk then works while more WAL comes in, and not only when a sync waits for it. Linux does so for pages that are said
+    /// not to be needed any more, and forgets those that are written already (`generic_fadvise`, `mm/fadvise.c`).
+    fn begin_writeback(&self, begin: u64, end: u64) {
+        let from = begin - begin % WRITEBACK_STEP;
+        if from + WRITEBACK_STEP <= end {
+            let [from, len] = [from, end - from].map(|n| i64::try_from(n).unwrap_or_default());
+            // Only advice: the sync writes what this does not, and reports what went wrong with either.
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            let _ = posix_fadvise(&self.file, from, len, advice);
+        }
     }
 
     fn write_pending(&mut self) -> io::Result<()> {
