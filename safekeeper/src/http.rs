@@ -5,6 +5,7 @@
 //! |---|---|
 //! | GET `/v1/status` | `{"id"}` |
 //! | GET `/metrics` | Prometheus |
+//! | GET `/v1/utilization` | `{"timeline_count"}`: how much there is on this node, for whoever places timelines |
 //! | POST `/v1/tenant/timeline` | create; 201, or 200 when it exists so already |
 //! | GET `/v1/tenant/timeline` | list |
 //! | GET `/v1/tenant/{tenant_id}/timeline/{timeline_id}` | positions, terms, readers |
@@ -73,6 +74,7 @@ pub fn router(api: Api) -> Router {
     // What comes before this layer needs a token, and no body is read before the token was looked at.
     let require_token = middleware::from_fn_with_state(api.clone(), auth::require_token);
     Router::new()
+        .route("/v1/utilization", get(utilization))
         .route("/v1/tenant/timeline", post(create).get(list))
         .route(timeline, get(detail).delete(delete))
         .route(&format!("{timeline}/membership"), put(membership::switch))
@@ -115,6 +117,11 @@ async fn to_the_end<T: Send + 'static>(
 
 async fn status(State(api): State<Api>) -> impl IntoResponse {
     Json(json!({ "id": api.id }))
+}
+
+/// L272.
+async fn utilization(State(api): State<Api>) -> impl IntoResponse {
+    Json(json!({ "timeline_count": api.timelines.list().len() }))
 }
 
 async fn metrics(State(api): State<Api>) -> ApiResult<String> {

@@ -322,6 +322,10 @@ async fn http_api() {
     assert_eq!(create(START).0, 200);
     let (status, body) = create(Lsn(0x200_0028));
     assert_eq!((status, body["code"].as_str()), (409, Some("timeline_exists")));
+    assert_eq!(
+        node.http("GET", "/v1/utilization", ""),
+        (200, serde_json::json!({ "timeline_count": 1 }))
+    );
     let (_, list) = node.http("GET", "/v1/tenant/timeline", "");
     assert_eq!(list[0]["timeline_id"], TIMELINE.to_string());
     // L239-L241: membership switches upwards only, and the same one twice is fine.
