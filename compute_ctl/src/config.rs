@@ -46,6 +46,26 @@ pub struct Config {
     pub settings: BTreeMap<String, String>,
 }
 
+/// Setting of the server that says in which version safekeepers are spoken to (L017); given, it wins over
+/// [`Config::safekeeper_protocol`].
+pub const SAFEKEEPER_PROTO_VERSION: &str = "neon.safekeeper_proto_version";
+
+impl Config {
+    /// A setting of the user's own.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        let found = self.settings.iter().find(|(given, _)| given.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The version to speak. What is no version at all the server refuses at its start.
+    pub fn protocol_with_safekeepers(&self) -> ProtocolVersion {
+        let given =
+            self.setting(SAFEKEEPER_PROTO_VERSION).and_then(|text| text.parse::<u32>().ok());
+        let given = given.and_then(|number| ProtocolVersion::try_from(number).ok());
+        given.unwrap_or(self.safekeeper_protocol)
+    }
+}
+
 /// One safekeeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::config::Config;
+use crate::config::{Config, SAFEKEEPER_PROTO_VERSION};
 
 /// Settings that a user may change with `neon endpoint create --set`.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -71,6 +71,10 @@ pub fn postgresql_conf(config: &Config) -> Result<String, SettingError> {
     for (name, value) in FIXED {
         setting(&mut text, name, value);
     }
+    let version = config.protocol_with_safekeepers();
+    if config.setting(SAFEKEEPER_PROTO_VERSION).is_none() {
+        setting(&mut text, SAFEKEEPER_PROTO_VERSION, &version.to_string());
+    }
     setting(&mut text, "port", &config.port.to_string());
     setting(&mut text, "unix_socket_directories", &config.socket_dir().to_string_lossy());
     setting(&mut text, "neon.tenant_id", &config.tenant_id.to_string());
@@ -111,6 +115,7 @@ fn setting(text: &mut String, name: &str, value: &str) {
 mod tests {
     use super::*;
     use crate::config::example;
+    use walproposer::ProtocolVersion;
 
     #[test]
     fn users_settings_win_over_defaults_and_are_quoted() {
@@ -122,6 +127,18 @@ mod tests {
         assert!(!text.contains("128MB"));
         assert!(text.contains("application_name = 'it''s a\\\\b'\n"));
         assert!(text.contains("neon.pageserver_connstring = 'host=127.0.0.1 port=6400'\n"));
+    }
+
+    #[test]
+    fn the_servers_setting_says_which_protocol_is_spoken() {
+        let text = postgresql_conf(&example()).unwrap();
+        assert!(text.contains("neon.safekeeper_proto_version = '3'\n"), "{text}");
+        let mut config = example();
+        config.settings.insert("Neon.safekeeper_proto_version".into(), "2".into());
+        let text = postgresql_conf(&config).unwrap().to_lowercase();
+        assert_eq!(text.matches("neon.safekeeper_proto_version = '2'\n").count(), 1, "{text}");
+        assert_eq!(text.matches("safekeeper_proto_version").count(), 1, "{text}");
+        assert_eq!(config.protocol_with_safekeepers(), ProtocolVersion::V2);
     }
 
     #[test]

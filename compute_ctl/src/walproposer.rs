@@ -18,7 +18,7 @@ fn configuration(config: &Config, start_lsn: Option<Lsn>) -> walproposer::Config
         safekeepers: config.safekeepers.iter().map(|node| node.address.clone()).collect(),
         mconf: Default::default(),
         auth_token: config.auth_token.clone().filter(|_| start_lsn.is_none()),
-        protocol_version: config.safekeeper_protocol,
+        protocol_version: config.protocol_with_safekeepers(),
         compute: start_lsn.map(|start_lsn| ComputeConfig {
             pgdata: config.pgdata.clone(),
             socket_dir: config.socket_dir(),

@@ -65,6 +65,7 @@ fn commits_go_on_when_it_is_ended() -> Result<()> {
         let first = walsender(client)?.context("a walsender")?;
         let status = "SELECT state || ' ' || sync_state FROM pg_stat_replication";
         ensure!(single_value(client, status)? == "streaming sync");
+        ensure!(single_value(client, "SHOW neon.safekeeper_proto_version")? == "3");
         client.execute("SELECT pg_terminate_backend($1)", &[&i32::try_from(first)?])?;
         let second = wait_for_another(client, first, 2)?;
         let keeper = child_named(cluster.pid(COMPUTE)?, "walproposer")?.context("a keeper")?;

@@ -14,6 +14,7 @@ static PROJECT_ID: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::
 static BRANCH_ID: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static ENDPOINT_ID: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static PROTOCOL_VERSION: GucSetting<i32> = GucSetting::<i32>::new(3);
+static SAFEKEEPER_PROTO_VERSION: GucSetting<i32> = GucSetting::<i32>::new(3);
 static MAX_RECONNECT_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(60);
 static RESPONSE_LOG_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static RESPONSE_DISCONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120_000);
@@ -98,6 +99,16 @@ fn define_page_client() {
         2,
         3,
         GucContext::SuBackend,
+        none,
+    );
+    GucRegistry::define_int_guc(
+        c"neon.safekeeper_proto_version",
+        c"Version of the protocol that safekeepers are spoken to in.",
+        c"Version 2 is for timelines without membership. Read by what starts the compute.",
+        &SAFEKEEPER_PROTO_VERSION,
+        2,
+        3,
+        GucContext::Postmaster,
         none,
     );
     GucRegistry::define_int_guc(
