@@ -71,9 +71,8 @@ pub fn postgresql_conf(config: &Config) -> Result<String, SettingError> {
     for (name, value) in FIXED {
         setting(&mut text, name, value);
     }
-    let version = config.protocol_with_safekeepers();
     if config.setting(SAFEKEEPER_PROTO_VERSION).is_none() {
-        setting(&mut text, SAFEKEEPER_PROTO_VERSION, &version.to_string());
+        setting(&mut text, SAFEKEEPER_PROTO_VERSION, &config.safekeeper_protocol.to_string());
     }
     setting(&mut text, "port", &config.port.to_string());
     setting(&mut text, "unix_socket_directories", &config.socket_dir().to_string_lossy());

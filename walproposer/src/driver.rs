@@ -89,7 +89,7 @@ pub(crate) struct Driver {
     heartbeat: Interval,
     /// When [`ProposerInput::TellCommit`] is due, unless this position has been told by then.
     tell_commit: Option<(Instant, Lsn)>,
-    /// When what is held goes out.
+    /// When what is held goes out, answered or not.
     release_at: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! Appends that wait ([`crate::leisure`]), each run of them as one.
+//! Appends that wait, each run of them as one: for a safekeeper that may ([`crate::leisure`]), or for the answer to the one before.
 
 use std::collections::BTreeMap;
 

@@ -16,7 +16,7 @@ pub(crate) const GOODBYE_MAX: Duration = Duration::from_millis(500);
 /// How long WAL for a safekeeper that is not needed for a commit may wait for more. Also how long a commit waits for one that
 /// is needed and does not answer before the others are asked: more than a commit takes on a machine that is busy.
 pub(crate) const LEISURE_PAUSE: Duration = Duration::from_millis(20);
-/// So much WAL in one piece waits for nothing: there is no more to be saved.
+/// So much WAL in one piece waits for nothing, neither for more nor for an answer: there is no more to be saved.
 pub(crate) const LEISURE_BYTES_MAX: u64 = 32 * 1024;
 /// A safekeeper that answers nothing for so long, ten heartbeats included, is disconnected. Commits may have to wait for that:
 /// when the one that falls silent was giving WAL to another that a majority needs, nobody else is asked before.
