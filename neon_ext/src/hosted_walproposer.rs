@@ -8,12 +8,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Instant;
 
+use compute_core::group_commit::{GroupCommit, Unsent};
 use pg_types::Lsn;
 use pg_wire::replication::StandbyStatusUpdate;
 use tokio::sync::Notify;
+use tokio::time::timeout_at;
 use walproposer::{Compute, Config, HostedEnd, Outcome, ServerIdentity, StreamEvent};
 
+use crate::ffi::commits::ServerTransactions;
 use crate::ffi::wake::{self, Wake, Woken};
 use crate::ffi::xlog;
 use crate::ffi::xlog_sender::{self, Positions, State};
@@ -128,6 +132,9 @@ struct HostingCompute {
     next_lsn: Lsn,
     reported: Positions,
     slot_lsn: Lsn,
+    group_commit: GroupCommit,
+    /// When WAL that is there is sent, come what may.
+    held_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,7 +154,17 @@ impl HostingCompute {
             next_lsn: Lsn::INVALID,
             reported: Positions::default(),
             slot_lsn: Lsn::INVALID,
+            group_commit: GroupCommit::default(),
+            held_until: None,
         }
+    }
+
+    /// WAL, unless there is none, or what there is waits for more.
+    fn read_unless_held(&mut self) -> Option<StreamEvent> {
+        let flush_lsn = xlog::flush_position();
+        let unsent = Unsent { bytes: flush_lsn.saturating_sub(self.next_lsn), flush_lsn };
+        self.held_until = self.group_commit.hold(Instant::now(), unsent, &ServerTransactions);
+        if self.held_until.is_some() { None } else { self.read() }
     }
 
     fn read(&mut self) -> Option<StreamEvent> {
@@ -192,7 +209,7 @@ impl Compute for HostingCompute {
                     return StreamEvent::Opened;
                 }
                 Stream::Open => {
-                    if let Some(event) = self.read() {
+                    if let Some(event) = self.read_unless_held() {
                         return event;
                     }
                     if self.is_complete() {
@@ -200,12 +217,16 @@ impl Compute for HostingCompute {
                     }
                     // Only who waits for WAL is woken by it. What was flushed before this was said is seen by another look.
                     xlog_sender::watch_flushes();
-                    if let Some(event) = self.read() {
+                    if let Some(event) = self.read_unless_held() {
                         return event;
                     }
                 }
             }
-            self.woken.notified().await;
+            match self.held_until {
+                None => self.woken.notified().await,
+                // Either way there is another look.
+                Some(until) => drop(timeout_at(until.into(), self.woken.notified()).await),
+            }
         }
     }
 

@@ -25,7 +25,7 @@ use crate::wal_storage::ReadError;
 
 /// WAL for page servers is sent this often, unless somebody waits for it: a message for each commit would cost both sides,
 /// and on a busy machine the commit itself, more than the WAL is worth.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(20);
 /// A page server that asks for WAL at once gets it without pauses for so long.
 const HURRY: Duration = Duration::from_millis(10);
 

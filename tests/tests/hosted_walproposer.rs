@@ -78,6 +78,24 @@ fn commits_go_on_when_it_is_ended() -> Result<()> {
     })
 }
 
+/// Commits wait for company where many transactions are under way, and these never commit (`compute_core::group_commit`).
+#[test]
+fn commits_go_on_beside_transactions_that_stay_open() -> Result<()> {
+    with_endpoint(|_, endpoint, client| {
+        let mut open = Vec::new();
+        for id in 0..12 {
+            let mut session = endpoint.connect("postgres")?;
+            session.batch_execute(&format!("BEGIN; INSERT INTO t VALUES ({id})"))?;
+            open.push(session);
+        }
+        (100..600).try_for_each(|id| insert(client, id))?;
+        // What they wrote is on its way all the same, and their own commits are.
+        open.iter_mut().try_for_each(|session| session.batch_execute("COMMIT"))?;
+        ensure!(single_value(client, "SELECT count(*)::text FROM t")? == "512");
+        Ok(())
+    })
+}
+
 #[test]
 fn it_serves_what_every_process_must() -> Result<()> {
     with_endpoint(|_, _, client| {

@@ -13,6 +13,7 @@ pub mod feedback;
 pub mod file_cache;
 pub mod fixed_map;
 pub mod frame;
+pub mod group_commit;
 pub mod handshake;
 pub mod last_written;
 pub mod readahead;

@@ -1,5 +1,6 @@
 //! Everything that touches Postgres' memory or functions directly. See `README.md` in this folder.
 
+pub mod commits;
 mod explain;
 pub mod feedback_map;
 pub mod file_cache;

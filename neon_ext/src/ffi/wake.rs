@@ -148,7 +148,8 @@ impl Wake {
                 Woken::Latch
             }
             ready = self.urgent.readable() => {
-                while self.urgent.get_ref().read_signal()?.is_some() {}
+                // SIGURG is never pending twice, and one that comes after this makes the descriptor ready again.
+                self.urgent.get_ref().read_signal()?;
                 ready?.clear_ready();
                 Woken::Latch
             }

@@ -195,6 +195,11 @@ impl Segment {
         partial_path(&self.dir, self.number)
     }
 
+    /// The path is put together only here: commits have no use for it.
+    fn failed(&self, action: &'static str, source: io::Error) -> FileError {
+        FileError { action, path: self.path(), source }
+    }
+
     /// Opens an unfinished segment to write on at `offset`; `None` when there is none.
     pub(super) fn open_partial(
         dir: &Path,
@@ -268,7 +273,7 @@ impl Segment {
         if self.pending.extend(data) {
             return Ok(());
         }
-        self.append_much(data).context("write", &self.path())
+        self.append_much(data).map_err(|error| self.failed("write", error))
     }
 
     /// Through the kernel's cache: the unfinished page, whole pages, and what is left as the new unfinished page.
@@ -333,10 +338,10 @@ impl Segment {
         if self.pending.has_news() {
             let written =
                 if self.is_dirty { self.write_pending() } else { self.write_pending_directly() };
-            written.context("write", &self.path())?;
+            written.map_err(|error| self.failed("write", error))?;
         }
         if self.is_dirty {
-            self.file.sync_data().context("fdatasync", &self.path())?;
+            self.file.sync_data().map_err(|error| self.failed("fdatasync", error))?;
             self.is_dirty = false;
         }
         Ok(())
