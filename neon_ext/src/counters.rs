@@ -56,10 +56,14 @@ pub enum Counter {
     PrefetchDuplicates,
     /// Pages asked for ahead of need that nobody read before they were out of date or their place was needed.
     PrefetchWasted,
+    /// Commits that waited for others before they were sent to safekeepers, and were joined.
+    CommitsJoined,
+    /// Commits that waited for others in vain.
+    CommitsHeldInVain,
 }
 
 /// Every counter with its name in views, in the order of their declaration.
-const COUNTERS: [(Counter, &str); 22] = [
+const COUNTERS: [(Counter, &str); 24] = [
     (Counter::GetPageRequests, "getpage_sync_requests_total"),
     (Counter::ExistsRequests, "exists_requests_total"),
     (Counter::NblocksRequests, "nblocks_requests_total"),
@@ -82,6 +86,8 @@ const COUNTERS: [(Counter, &str); 22] = [
     (Counter::PrefetchHits, "getpage_prefetch_hits_total"),
     (Counter::PrefetchDuplicates, "getpage_prefetch_duplicates_total"),
     (Counter::PrefetchWasted, "getpage_prefetch_discards_total"),
+    (Counter::CommitsJoined, "commits_held_and_joined_total"),
+    (Counter::CommitsHeldInVain, "commits_held_in_vain_total"),
 ];
 
 /// The numbers. All-zero bytes are a valid value.

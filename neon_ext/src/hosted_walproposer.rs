@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use compute_core::group_commit::{GroupCommit, Unsent};
+use compute_core::group_commit::{GroupCommit, Unsent, Verdict, Waited};
 use pg_types::Lsn;
 use pg_wire::replication::StandbyStatusUpdate;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 use walproposer::{Compute, Config, HostedEnd, Outcome, ServerIdentity, StreamEvent};
 
+use crate::counters::{self, Counter};
 use crate::ffi::commits::ServerTransactions;
 use crate::ffi::wake::{self, Wake, Woken};
 use crate::ffi::xlog;
@@ -163,8 +164,20 @@ impl HostingCompute {
     fn read_unless_held(&mut self) -> Option<StreamEvent> {
         let flush_lsn = xlog::flush_position();
         let unsent = Unsent { bytes: flush_lsn.saturating_sub(self.next_lsn), flush_lsn };
-        self.held_until = self.group_commit.hold(Instant::now(), unsent, &ServerTransactions);
-        if self.held_until.is_some() { None } else { self.read() }
+        let waited = match self.group_commit.decide(Instant::now(), unsent, &ServerTransactions) {
+            Verdict::Hold(until) => {
+                self.held_until = Some(until);
+                return None;
+            }
+            Verdict::Send(waited) => waited,
+        };
+        self.held_until = None;
+        match waited {
+            Waited::Not => {}
+            Waited::Joined => counters::add(Counter::CommitsJoined, 1),
+            Waited::InVain => counters::add(Counter::CommitsHeldInVain, 1),
+        }
+        self.read()
     }
 
     fn read(&mut self) -> Option<StreamEvent> {

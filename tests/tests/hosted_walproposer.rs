@@ -41,6 +41,12 @@ fn wait_for_another(client: &mut Client, before: u32, id: i32) -> Result<u32> {
     found.context("a walsender")
 }
 
+/// One of the extension's counters.
+fn counter(client: &mut Client, name: &str) -> Result<u64> {
+    let sql = format!("SELECT value::bigint::text FROM neon_perf_counters WHERE metric = '{name}'");
+    Ok(single_value(client, &sql)?.parse()?)
+}
+
 /// One system at a time: this file has no use for several.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -49,7 +55,7 @@ fn with_endpoint(test: impl FnOnce(&Cluster, &Endpoint, &mut Client) -> Result<(
     let mut cluster = Cluster::start(Place::from_env()?)?;
     let endpoint = cluster.endpoint("main", "main", &[])?;
     let mut client = endpoint.connect("postgres")?;
-    client.batch_execute("CREATE TABLE t (id int)")?;
+    client.batch_execute("CREATE EXTENSION IF NOT EXISTS neon; CREATE TABLE t (id int)")?;
     let result = test(&cluster, &endpoint, &mut client);
     if result.is_err() {
         cluster.print_logs();
@@ -89,9 +95,37 @@ fn commits_go_on_beside_transactions_that_stay_open() -> Result<()> {
             open.push(session);
         }
         (100..600).try_for_each(|id| insert(client, id))?;
+        let in_vain = counter(client, "commits_held_in_vain_total")?;
+        ensure!((1..250).contains(&in_vain), "{in_vain} of 500 commits waited in vain");
         // What they wrote is on its way all the same, and their own commits are.
         open.iter_mut().try_for_each(|session| session.batch_execute("COMMIT"))?;
         ensure!(single_value(client, "SELECT count(*)::text FROM t")? == "512");
+        Ok(())
+    })
+}
+
+/// Each of these transactions is under way for a while, so that whoever commits has company.
+#[test]
+fn commits_of_many_go_together() -> Result<()> {
+    with_endpoint(|_, endpoint, client| {
+        let write = |writer: i32| -> Result<()> {
+            let mut session = endpoint.connect("postgres")?;
+            (0..50).try_for_each(|id| {
+                let insert = format!("INSERT INTO t VALUES ({})", 50 * writer + id);
+                Ok(session.batch_execute(&format!("{insert}; SELECT pg_sleep(0.001)"))?)
+            })
+        };
+        std::thread::scope(|scope| -> Result<()> {
+            let writers: Vec<_> =
+                (0..16).map(|writer| scope.spawn(move || write(writer))).collect();
+            writers.into_iter().try_for_each(|writer| match writer.join() {
+                Ok(result) => result,
+                Err(_) => anyhow::bail!("a writer panicked"),
+            })
+        })?;
+        ensure!(single_value(client, "SELECT count(DISTINCT id)::text FROM t")? == "800");
+        let joined = counter(client, "commits_held_and_joined_total")?;
+        ensure!(0 < joined, "no commit waited for another");
         Ok(())
     })
 }

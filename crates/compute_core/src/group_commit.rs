@@ -39,6 +39,26 @@ pub struct Unsent {
     pub flush_lsn: Lsn,
 }
 
+/// What to do with WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send what there is.
+    Send(Waited),
+    /// Not before this, unless there is more.
+    Hold(Instant),
+}
+
+/// What WAL that is to be sent has waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// It has not waited.
+    Not,
+    /// Another commit came.
+    Joined,
+    /// Nobody came.
+    InVain,
+}
+
 /// See the module's description. One for each stream of WAL.
 #[derive(Debug, Default)]
 pub struct GroupCommit {
@@ -57,21 +77,20 @@ struct Held {
 }
 
 impl GroupCommit {
-    /// Until when this WAL waits; `None` when it is to be sent now, or when there is none. To be asked again when the server
-    /// has flushed more, and at that time.
-    pub fn hold(
+    /// Whether this WAL waits. To be asked again when the server has flushed more, and when the time that it says has come.
+    pub fn decide(
         &mut self,
         now: Instant,
         unsent: Unsent,
         transactions: &impl Transactions,
-    ) -> Option<Instant> {
+    ) -> Verdict {
         if unsent.bytes == 0 {
             self.held = None;
-            return None;
+            return Verdict::Send(Waited::Not);
         }
         let before = self.held.take();
         if before.is_none() && self.resting_until.is_some_and(|until| now < until) {
-            return None;
+            return Verdict::Send(Waited::Not);
         }
         let flush_lsn = unsent.flush_lsn;
         let mut held = before.unwrap_or(Held { until: now + HOLD_MAX, flush_lsn, flushes: 1 });
@@ -83,22 +102,29 @@ impl GroupCommit {
             && others_are_many(held.flushes, transactions)
         {
             self.held = Some(held);
-            return Some(held.until);
+            return Verdict::Hold(held.until);
         }
-        if before.is_some() {
-            self.learn(now, 1 < held.flushes);
-        }
-        None
+        let waited = match (before, held.flushes) {
+            (None, _) => Waited::Not,
+            (Some(_), 1) => Waited::InVain,
+            (Some(_), _) => Waited::Joined,
+        };
+        self.learn(now, waited);
+        Verdict::Send(waited)
     }
 
-    fn learn(&mut self, now: Instant, was_joined: bool) {
-        if was_joined {
-            self.rest = REST_MIN;
-            self.resting_until = None;
-        } else {
-            self.rest = self.rest.max(REST_MIN);
-            self.resting_until = Some(now + self.rest);
-            self.rest = (self.rest * 2).min(REST_MAX);
+    fn learn(&mut self, now: Instant, waited: Waited) {
+        match waited {
+            Waited::Not => {}
+            Waited::Joined => {
+                self.rest = REST_MIN;
+                self.resting_until = None;
+            }
+            Waited::InVain => {
+                self.rest = self.rest.max(REST_MIN);
+                self.resting_until = Some(now + self.rest);
+                self.rest = (self.rest * 2).min(REST_MAX);
+            }
         }
     }
 }
@@ -140,25 +166,27 @@ mod tests {
     }
 
     const MS: Duration = Duration::from_millis(1);
+    const NOW: Verdict = Verdict::Send(Waited::Not);
 
     #[test]
     fn who_is_alone_does_not_wait() {
         let (mut group, now) = (GroupCommit::default(), Instant::now());
-        assert_eq!(group.hold(now, commits(400, 1000), &server(1, 1)), None);
+        assert_eq!(group.decide(now, commits(400, 1000), &server(1, 1)), NOW);
         // Nor who has little company.
-        assert_eq!(group.hold(now, commits(400, 1400), &server(5, 1)), None);
-        assert_eq!(group.hold(now, commits(400, 1400), &server(10, 2)), None);
+        assert_eq!(group.decide(now, commits(400, 1400), &server(5, 1)), NOW);
+        assert_eq!(group.decide(now, commits(400, 1400), &server(10, 2)), NOW);
     }
 
     #[test]
     fn a_commit_waits_for_the_next_one_when_many_are_busy() {
         let (mut group, now) = (GroupCommit::default(), Instant::now());
         // Flushed, and not in the queue yet.
-        assert_eq!(group.hold(now, commits(400, 1000), &server(8, 0)), Some(now + MS));
-        assert_eq!(group.hold(now, commits(400, 1000), &server(8, 1)), Some(now + MS));
-        assert_eq!(group.hold(now, commits(800, 1400), &server(8, 1)), None);
+        assert_eq!(group.decide(now, commits(400, 1000), &server(8, 0)), Verdict::Hold(now + MS));
+        assert_eq!(group.decide(now, commits(400, 1000), &server(8, 1)), Verdict::Hold(now + MS));
+        let joined = group.decide(now, commits(800, 1400), &server(8, 1));
+        assert_eq!(joined, Verdict::Send(Waited::Joined));
         // The next one waits again.
-        assert_eq!(group.hold(now, commits(400, 1800), &server(8, 1)), Some(now + MS));
+        assert_eq!(group.decide(now, commits(400, 1800), &server(8, 1)), Verdict::Hold(now + MS));
     }
 
     #[test]
@@ -166,16 +194,17 @@ mod tests {
         let (mut group, now) = (GroupCommit::default(), Instant::now());
         for committing in 1..6 {
             let unsent = commits(400, 1000 + u64::from(committing));
-            assert_eq!(group.hold(now, unsent, &server(32, committing)), Some(now + MS));
+            assert_eq!(group.decide(now, unsent, &server(32, committing)), Verdict::Hold(now + MS));
         }
-        assert_eq!(group.hold(now, commits(400, 2000), &server(32, 7)), None);
+        let joined = group.decide(now, commits(400, 2000), &server(32, 7));
+        assert_eq!(joined, Verdict::Send(Waited::Joined));
     }
 
     #[test]
     fn much_wal_and_no_wal_do_not_wait() {
         let (mut group, now) = (GroupCommit::default(), Instant::now());
-        assert_eq!(group.hold(now, commits(LITTLE_BYTES, 1 << 20), &server(100, 1)), None);
-        assert_eq!(group.hold(now, commits(0, 1 << 20), &server(100, 0)), None);
+        assert_eq!(group.decide(now, commits(LITTLE_BYTES, 1 << 20), &server(100, 1)), NOW);
+        assert_eq!(group.decide(now, commits(0, 1 << 20), &server(100, 0)), NOW);
         assert_eq!(group.resting_until, None);
     }
 
@@ -189,9 +218,10 @@ mod tests {
         while now < start + 10_000 * MS {
             lsn += 400;
             let unsent = commits(400, lsn);
-            if let Some(until) = group.hold(now, unsent, &idle) {
+            if let Verdict::Hold(until) = group.decide(now, unsent, &idle) {
                 held += 1;
-                assert_eq!(group.hold(until, unsent, &idle), None);
+                let waited = group.decide(until, unsent, &idle);
+                assert_eq!(waited, Verdict::Send(Waited::InVain));
                 now = until;
             }
             now += MS / 2;
@@ -199,9 +229,10 @@ mod tests {
         assert!((30..60).contains(&held), "{held} commits of about 20,000 were held");
         // As soon as one is joined, all is forgotten.
         now += REST_MAX;
-        assert!(group.hold(now, commits(400, lsn), &idle).is_some());
-        assert!(group.hold(now, commits(800, lsn + 400), &server(8, 2)).is_none());
-        assert!(group.hold(now, commits(400, lsn + 800), &idle).is_some());
+        let holds = |verdict| matches!(verdict, Verdict::Hold(_));
+        assert!(holds(group.decide(now, commits(400, lsn), &idle)));
+        assert!(!holds(group.decide(now, commits(800, lsn + 400), &server(8, 2))));
+        assert!(holds(group.decide(now, commits(400, lsn + 800), &idle)));
     }
 
     proptest! {
@@ -216,13 +247,13 @@ mod tests {
             for (micros, bytes, all, committing) in looks {
                 now += Duration::from_micros(micros);
                 lsn += bytes;
-                match group.hold(now, commits(bytes, lsn), &server(all, committing)) {
-                    Some(until) => {
+                match group.decide(now, commits(bytes, lsn), &server(all, committing)) {
+                    Verdict::Hold(until) => {
                         let since = *held_since.get_or_insert(now);
                         prop_assert!(now < until && until <= since + HOLD_MAX);
                         prop_assert!(committing.saturating_mul(OTHERS_PER_COMMIT) < all);
                     }
-                    None => held_since = None,
+                    Verdict::Send(_) => held_since = None,
                 }
             }
         }
