@@ -30,6 +30,9 @@ fn messages_have_the_bytes_of_version_3() {
     expected.extend([b"ab".repeat(16), vec![0], b"01".repeat(16), vec![0]].concat());
     expected.extend(hex("00000000 00000000 00000000 0002981b 0102030405060708 01000000"));
     assert_eq!(greeting.encode(), expected);
+    // Ids are read in capital letters too, and written in small ones.
+    expected[1..33].make_ascii_uppercase();
+    assert_eq!(ProposerMessage::decode(expected.into()), Ok(greeting));
 
     let vote =
         ProposerMessage::VoteRequest(VoteRequest { generation: Generation(2), term: Term(5) });
