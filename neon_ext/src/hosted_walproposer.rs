@@ -134,8 +134,14 @@ struct HostingCompute {
     reported: Positions,
     slot_lsn: Lsn,
     group_commit: GroupCommit,
-    /// When WAL that is there is sent, come what may.
-    held_until: Option<Instant>,
+}
+
+/// What a look for WAL has found.
+enum Found {
+    Wal(StreamEvent),
+    /// WAL that waits for more until then.
+    Held(Instant),
+    Nothing,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -156,39 +162,34 @@ impl HostingCompute {
             reported: Positions::default(),
             slot_lsn: Lsn::INVALID,
             group_commit: GroupCommit::default(),
-            held_until: None,
         }
     }
 
-    /// WAL, unless there is none, or what there is waits for more.
-    fn read_unless_held(&mut self) -> Option<StreamEvent> {
+    fn look(&mut self) -> Found {
         let flush_lsn = xlog::flush_position();
         let unsent = Unsent { bytes: flush_lsn.saturating_sub(self.next_lsn), flush_lsn };
-        let waited = match self.group_commit.decide(Instant::now(), unsent, &ServerTransactions) {
-            Verdict::Hold(until) => {
-                self.held_until = Some(until);
-                return None;
-            }
-            Verdict::Send(waited) => waited,
-        };
-        self.held_until = None;
-        match waited {
-            Waited::Not => {}
-            Waited::Joined => counters::add(Counter::CommitsJoined, 1),
-            Waited::InVain => counters::add(Counter::CommitsHeldInVain, 1),
+        match self.group_commit.decide(Instant::now(), unsent, &ServerTransactions) {
+            Verdict::Hold(until) => return Found::Held(until),
+            Verdict::Send(Waited::Not) => {}
+            Verdict::Send(Waited::Joined) => counters::add(Counter::CommitsJoined, 1),
+            Verdict::Send(Waited::InVain) => counters::add(Counter::CommitsHeldInVain, 1),
         }
-        self.read()
+        self.read(flush_lsn)
     }
 
-    fn read(&mut self) -> Option<StreamEvent> {
+    fn read(&mut self, end_lsn: Lsn) -> Found {
         let begin_lsn = self.next_lsn;
-        let wal = match self.wal.read(begin_lsn, xlog::flush_position()) {
+        let wal = match self.wal.read(begin_lsn, end_lsn) {
             Ok(wal) => wal,
             // Nothing that another try would mend: the walproposer that is started next begins with an election.
             Err(error) => crate::ffi::report::wal_unreadable(&error),
         };
         self.next_lsn = begin_lsn + wal.len() as u64;
-        (!wal.is_empty()).then_some(StreamEvent::Wal { begin_lsn, wal })
+        if wal.is_empty() {
+            Found::Nothing
+        } else {
+            Found::Wal(StreamEvent::Wal { begin_lsn, wal })
+        }
     }
 
     /// Whether the server has written its last WAL and a quorum has it.
@@ -201,6 +202,7 @@ impl Compute for HostingCompute {
     fn open_at(&mut self, lsn: Lsn) {
         self.next_lsn = lsn;
         self.stream = Stream::Opening;
+        self.group_commit = GroupCommit::default();
         if !wake::told_to_terminate() {
             xlog_sender::set_state(State::Streaming);
         }
@@ -215,6 +217,7 @@ impl Compute for HostingCompute {
 
     async fn next(&mut self) -> StreamEvent {
         loop {
+            let mut held_until = None;
             match self.stream {
                 Stream::Closed => {}
                 Stream::Opening => {
@@ -222,20 +225,21 @@ impl Compute for HostingCompute {
                     return StreamEvent::Opened;
                 }
                 Stream::Open => {
-                    if let Some(event) = self.read_unless_held() {
-                        return event;
-                    }
-                    if self.is_complete() {
-                        return StreamEvent::Ended;
+                    match self.look() {
+                        Found::Wal(event) => return event,
+                        Found::Nothing if self.is_complete() => return StreamEvent::Ended,
+                        Found::Nothing | Found::Held(_) => {}
                     }
                     // Only who waits for WAL is woken by it. What was flushed before this was said is seen by another look.
                     xlog_sender::watch_flushes();
-                    if let Some(event) = self.read_unless_held() {
-                        return event;
+                    match self.look() {
+                        Found::Wal(event) => return event,
+                        Found::Held(until) => held_until = Some(until),
+                        Found::Nothing => {}
                     }
                 }
             }
-            match self.held_until {
+            match held_until {
                 None => self.woken.notified().await,
                 // Either way there is another look.
                 Some(until) => drop(timeout_at(until.into(), self.woken.notified()).await),
