@@ -1,4 +1,4 @@
-//! What the compute's storage manager has done since the server started, in shared memory.
+//! What the extension has done since the server started, in shared memory.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,9 +56,9 @@ pub enum Counter {
     PrefetchDuplicates,
     /// Pages asked for ahead of need that nobody read before they were out of date or their place was needed.
     PrefetchWasted,
-    /// Commits that waited for others before they were sent to safekeepers, and were joined.
+    /// Times that WAL waited before it was sent to safekeepers, and more commits came.
     CommitsJoined,
-    /// Commits that waited for others in vain.
+    /// Times that it waited in vain.
     CommitsHeldInVain,
 }
 

@@ -7,10 +7,8 @@
 use compute_core::group_commit::Transactions;
 use pgrx::pg_sys;
 
-use super::lwlock::LwLockGuard;
+use super::lwlock::{LwLockGuard, ServerLock};
 
-/// `SyncRepLock`: `PG_LWLOCK(32, SyncRep)` of `storage/lwlocklist.h` (17).
-const SYNC_REP_LOCK: usize = 32;
 /// `SYNC_REP_WAIT_FLUSH` of `replication/syncrep.h`: what commits wait for with `synchronous_commit = on`.
 const WAIT_FLUSH: usize = 1;
 
@@ -19,12 +17,10 @@ pub struct ServerTransactions;
 
 impl Transactions for ServerTransactions {
     fn committing(&self) -> u32 {
-        // SAFETY: the lock is one of the server's own, and walsenders do not hold it while they wait. The queue changes only
-        // under it; its nodes lie in shared memory and form a ring that begins and ends at the head, or are null before first use
+        // SAFETY: only `SyncRepReleaseWaiters` takes the lock in a walsender, and gives it back. The queue changes only under it; its nodes lie in shared memory and form a ring that begins and ends at the head, or are null before first use
         // (`dlist_is_empty`).
         unsafe {
-            let lock = &raw mut (*pg_sys::MainLWLockArray.add(SYNC_REP_LOCK)).lock;
-            let _guard = LwLockGuard::acquire(lock, false);
+            let _held = LwLockGuard::acquire_server_lock(ServerLock::SyncRep, false);
             let head = &raw mut (*pg_sys::WalSndCtl).SyncRepQueue[WAIT_FLUSH].head;
             let mut node = (*head).next;
             let mut count = 0;

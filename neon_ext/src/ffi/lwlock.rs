@@ -8,7 +8,28 @@ pub struct LwLockGuard {
     lock: *mut pg_sys::LWLock,
 }
 
+/// Locks of the server's own, by their numbers in `storage/lwlocklist.h` (17).
+#[derive(Clone, Copy, Debug)]
+pub enum ServerLock {
+    /// `AddinShmemInitLock`
+    AddinShmemInit = 21,
+    /// `SyncRepLock`
+    SyncRep = 32,
+}
+
 impl LwLockGuard {
+    /// Waits for a lock of the server's.
+    ///
+    /// # Safety
+    /// Shared memory is attached, and this process does not hold the lock.
+    pub unsafe fn acquire_server_lock(lock: ServerLock, exclusive: bool) -> LwLockGuard {
+        // SAFETY: the array has all individual locks, initialised before the first process starts.
+        unsafe {
+            let lock = &raw mut (*pg_sys::MainLWLockArray.add(lock as usize)).lock;
+            LwLockGuard::acquire(lock, exclusive)
+        }
+    }
+
     /// Waits for the lock. Interrupts are held off while it is held.
     ///
     /// # Safety

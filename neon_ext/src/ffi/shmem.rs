@@ -11,7 +11,7 @@ use pg_types::Lsn;
 use pgrx::pg_sys;
 
 use super::guc;
-use super::lwlock::LwLockGuard;
+use super::lwlock::{LwLockGuard, ServerLock};
 use crate::counters::Counters;
 
 /// Locks that the last-written LSN cache is divided by.
@@ -158,8 +158,7 @@ pub(super) fn attach(name: &std::ffi::CStr, bytes: usize) -> (*mut u8, bool) {
     let mut found = false;
     // SAFETY: called from the start-up hook, where Postgres' own modules do the same; the space was requested.
     let base = unsafe {
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
-        let _held = LwLockGuard::acquire(lock, true);
+        let _held = LwLockGuard::acquire_server_lock(ServerLock::AddinShmemInit, true);
         let base = pg_sys::ShmemInitStruct(name.as_ptr(), bytes, &mut found);
         if !found {
             std::ptr::write_bytes(base.cast::<u8>(), 0, bytes);
@@ -168,9 +167,6 @@ pub(super) fn attach(name: &std::ffi::CStr, bytes: usize) -> (*mut u8, bool) {
     };
     (base, found)
 }
-
-/// `AddinShmemInitLock` of `lwlocknames.h`.
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
 /// Whether the block exists: the library was loaded by `shared_preload_libraries` of a compute.
 pub fn is_attached() -> bool {
