@@ -11,6 +11,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("max_wal_senders", "10"),
     ("max_replication_slots", "10"),
     ("max_prepared_transactions", "10"),
+    // The default of 8, and the extension's three.
+    ("max_worker_processes", "11"),
     ("wal_level", "replica"),
     // Local WAL is only a buffer on its way to the safekeepers; the slot keeps what they still need.
     ("max_wal_size", "1GB"),

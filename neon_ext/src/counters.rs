@@ -60,10 +60,12 @@ pub enum Counter {
     CommitsJoined,
     /// Times that it waited in vain.
     CommitsHeldInVain,
+    /// Huge pages that shared memory was put into.
+    HugePages,
 }
 
 /// Every counter with its name in views, in the order of their declaration.
-const COUNTERS: [(Counter, &str); 24] = [
+const COUNTERS: [(Counter, &str); 25] = [
     (Counter::GetPageRequests, "getpage_sync_requests_total"),
     (Counter::ExistsRequests, "exists_requests_total"),
     (Counter::NblocksRequests, "nblocks_requests_total"),
@@ -88,6 +90,7 @@ const COUNTERS: [(Counter, &str); 24] = [
     (Counter::PrefetchWasted, "getpage_prefetch_discards_total"),
     (Counter::CommitsJoined, "commits_held_and_joined_total"),
     (Counter::CommitsHeldInVain, "commits_held_in_vain_total"),
+    (Counter::HugePages, "shared_memory_huge_pages_total"),
 ];
 
 /// The numbers. All-zero bytes are a valid value.

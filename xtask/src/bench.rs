@@ -4,7 +4,8 @@
 //! `{"bench", "calibration": {"tcp_rtt_us", "fdatasync_us", "loadavg"}, "rows": [{"case", "ours", "reference",
 //! "reference_is", "ratio", "unit", "better"}]}`; a ratio above 1 always means that ours is better. Beside these:
 //! `calibration_before`, taken ahead of the bench, `load` and `busy` (see `machine`), `pinned`, and in rows that are
-//! the median of rounds `ours_spread` and `reference_spread`.
+//! the median of rounds `ours_spread` and `reference_spread`. Where rounds are pairs of turns (pgbench), `ratio` is the median of
+//! the pairs'.
 
 mod bulk;
 mod calibration;
@@ -71,7 +72,7 @@ pub struct Options {
     /// Measure although the machine is busy with something else; the result says so.
     #[arg(long)]
     busy: bool,
-    /// Seconds of each round of pgbench.
+    /// Seconds of each round of pgbench, in turns of 2.
     #[arg(long, default_value_t = 6)]
     seconds: u32,
     /// Rounds, alternating between ours and stock.

@@ -15,6 +15,7 @@ pub mod fixed_map;
 pub mod frame;
 pub mod group_commit;
 pub mod handshake;
+pub mod huge_pages;
 pub mod last_written;
 pub mod readahead;
 pub mod relation_size;

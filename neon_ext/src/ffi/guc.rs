@@ -28,6 +28,8 @@ static MAX_CLUSTER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(-1);
 static MAX_WRITE_LAG: GucSetting<i32> = GucSetting::<i32>::new(500);
 static MAX_FLUSH_LAG: GucSetting<i32> = GucSetting::<i32>::new(10_240);
 static MAX_APPLY_LAG: GucSetting<i32> = GucSetting::<i32>::new(0);
+/// `neon.huge_pages`: shared memory that is in use becomes huge pages.
+pub static HUGE_PAGES: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// `neon.audit_pages`: compare every evicted page with the page server's version.
 pub static AUDIT_PAGES: GucSetting<bool> = GucSetting::<bool>::new(false);
 
@@ -221,6 +223,14 @@ fn define_caches() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_bool_guc(
+        c"neon.huge_pages",
+        c"Have the kernel put shared memory that is in use into huge pages.",
+        c"It needs none that were reserved (huge_pages). Linux 6.1 or later.",
+        &HUGE_PAGES,
+        GucContext::Postmaster,
+        none,
     );
 }
 

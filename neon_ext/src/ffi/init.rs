@@ -7,8 +7,8 @@ use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 use super::{
-    explain, file_cache, file_cache_worker, guc, index_scan, interrupts, prewarm_worker, process,
-    report, shmem, smgr_table, utility, walproposer_target,
+    explain, file_cache, file_cache_worker, guc, huge_pages, index_scan, interrupts,
+    prewarm_worker, process, report, shmem, smgr_table, utility, walproposer_target,
 };
 use crate::{file_cache as cache, spill};
 
@@ -78,6 +78,7 @@ fn install_compute() {
     explain::install();
     file_cache_worker::register();
     prewarm_worker::register();
+    huge_pages::register();
     walproposer_target::install();
 }
 

@@ -8,6 +8,7 @@ mod file_cache_worker;
 pub mod guc;
 pub mod guc_file_cache;
 mod hooks;
+mod huge_pages;
 mod index_scan;
 mod init;
 mod interrupts;

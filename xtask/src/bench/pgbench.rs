@@ -1,7 +1,7 @@
 //! pgbench on a compute and on a stock server with fsync on, same source, same disk.
 //!
 //! Rounds alternate between the two, and the servers of both, storage included, have the same processors, so that
-//! both sides meet the same neighbours; the figure is the median of the rounds.
+//! both sides meet the same neighbours; the ratio is the median of the pairs.
 
 use std::process::Command;
 
@@ -10,12 +10,14 @@ use system_tests::cluster::SUPERUSER;
 
 use super::machine::pinned;
 use super::sides::{Settings, Sides};
-use super::{Better, Options, Row};
+use super::{Options, Row};
 use crate::build::Built;
 use crate::run::capture;
 
 /// What the reference of every row is.
 const STOCK: &str = "stock PostgreSQL, fsync on";
+/// Seconds of a turn. Machines are shared, and change from one second to the next.
+const TURN_SECONDS: u32 = 2;
 /// Room for all data of these benches in the local file cache.
 pub const LOCAL_CACHE: &[(&str, &str)] =
     &[("neon.max_file_cache_size", "1GB"), ("neon.file_cache_size_limit", "1GB")];
@@ -83,7 +85,7 @@ fn read_all(sides: &Sides<'_>, mode: &str) -> Result<()> {
         .try_for_each(|name| sides.both(&format!("SELECT pg_prewarm('{name}', '{mode}')")))
 }
 
-/// Transactions per second of both sides, in turns.
+/// Transactions per second of both sides: each round is a row of short turns, one side after the other.
 fn compare(
     sides: &Sides<'_>,
     options: &Options,
@@ -91,23 +93,23 @@ fn compare(
     clients: u32,
     extra: &[&str],
 ) -> Result<Row> {
-    let (seconds, clients) = (options.seconds.to_string(), clients.to_string());
+    let turns = options.rounds * (options.seconds / TURN_SECONDS).max(1);
+    let (seconds, clients) = (TURN_SECONDS.min(options.seconds).to_string(), clients.to_string());
     let mut args = vec!["-M", "prepared", "-T", &seconds, "-c", &clients, "-j", "2"];
     args.extend_from_slice(extra);
-    let (mut ours, mut stock) = (Vec::new(), Vec::new());
     let run = |port: u16| tps(&pgbench(sides, port, &args)?);
-    for round in 0..options.rounds {
+    let (ours, stock) = (sides.ours_port()?, sides.stock_port()?);
+    let mut pairs = Vec::new();
+    for turn in 0..turns {
         // Each leaves the kernel something to write: neither is always the one who comes after.
-        let stock_first = round % 2 == 1;
-        if stock_first {
-            stock.push(run(sides.stock_port()?)?);
-        }
-        ours.push(run(sides.ours_port()?)?);
-        if !stock_first {
-            stock.push(run(sides.stock_port()?)?);
-        }
+        pairs.push(if turn % 2 == 0 {
+            (run(ours)?, run(stock)?)
+        } else {
+            let stock = run(stock)?;
+            (run(ours)?, stock)
+        });
     }
-    Row::of_rounds(case, &ours, "tps", Better::Higher)?.against_rounds(&stock, STOCK)
+    Row::of_pairs(case, &pairs, "tps", STOCK)
 }
 
 /// Runs pgbench against a port, where clients run; its output.

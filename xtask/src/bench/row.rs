@@ -69,6 +69,24 @@ impl Row {
         self
     }
 
+    /// The same of rounds that were run side by side, one pair after the other: the ratio is the median of the pairs'. A
+    /// machine that is slow for a while, which moves the medians of both sides, moves no pair by much.
+    pub fn of_pairs(
+        case: &str,
+        pairs: &[(f64, f64)],
+        unit: &str,
+        reference_is: &str,
+    ) -> Result<Row> {
+        let (ours, reference): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+        let ratios: Vec<f64> = pairs
+            .iter()
+            .filter(|(_, reference)| *reference > 0.0)
+            .map(|(ours, reference)| ours / reference)
+            .collect();
+        let row = Row::of_rounds(case, &ours, unit, Better::Higher)?;
+        Ok(Row { ratio: median(&ratios), ..row.against_rounds(&reference, reference_is)? })
+    }
+
     /// Sets the reference to the median of rounds.
     pub fn against_rounds(self, rounds: &[f64], reference_is: &str) -> Result<Row> {
         let reference = median(rounds).with_context(|| format!("{}: no round", self.case))?;
@@ -147,6 +165,16 @@ mod tests {
         assert_eq!(lower.ratio, Some(3.0));
         assert_eq!(Row::new("a", 1.0, "tps", Better::Higher).against(0.0, "b").ratio, None);
         assert!(Row::of_rounds("a", &[], "tps", Better::Higher).is_err());
+    }
+
+    #[test]
+    fn the_ratio_of_pairs_is_not_that_of_medians() {
+        // A machine that becomes twice as fast, and one stall.
+        let pairs = [(9.0, 10.0), (9.0, 10.0), (18.0, 20.0), (18.0, 20.0), (1.0, 20.0)];
+        let row = Row::of_pairs("a", &pairs, "tps", "stock").unwrap();
+        assert_eq!((row.ours, row.reference, row.ratio), (9.0, Some(20.0), Some(0.9)));
+        assert_eq!(Row::of_pairs("a", &[(1.0, 0.0)], "tps", "stock").unwrap().ratio, None);
+        assert!(Row::of_pairs("a", &[], "tps", "stock").is_err());
     }
 
     #[test]
