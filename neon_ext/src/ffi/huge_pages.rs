@@ -1,6 +1,7 @@
 //! The background worker that has the kernel put shared memory that is in use into huge pages.
 #![expect(unsafe_code, reason = "exports a function and calls the kernel with addresses")]
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 
@@ -36,9 +37,22 @@ pub fn register() {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn neon_huge_pages_main(_argument: pg_sys::Datum) {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGTERM);
+    if has_reserved_ones() {
+        return;
+    }
     if let Err(error) = work() {
         report::log(&format!("shared memory stays in small pages: {error}"));
+    }
+}
+
+/// Whether shared memory is in huge pages already, which the administrator has reserved.
+fn has_reserved_ones() -> bool {
+    // SAFETY: the value of a setting is a NUL-terminated text, valid until the setting changes, which this one does not; a setting
+    // that is missing is null.
+    unsafe {
+        let status = pg_sys::GetConfigOption(c"huge_pages_status".as_ptr(), true, false);
+        !status.is_null() && CStr::from_ptr(status) == c"on"
     }
 }
 

@@ -67,7 +67,7 @@ impl World {
     }
 
     /// A cluster with two tables of 300 pages or so, the second with an index in the order of its rows and one in any
-    /// order, and a value of 240 pages.
+    /// order, a value of 240 pages, and two tables of points with a GiST and an SP-GiST index that are larger than they.
     fn make_data(&self) {
         let data = self.stock_data();
         fs::create_dir(&data).expect("mkdir");
@@ -80,6 +80,12 @@ impl World {
         server.ok("create table r as select g as id, md5(g::text) as k, repeat('x', 200) as filler from generate_series(1, 10000) g");
         server.ok("create index r_id on r (id);; create index r_k on r (k)");
         server.ok("create table long (v text);; alter table long alter v set storage external;; insert into long select string_agg(md5(g::text), '') from generate_series(1, 60000) g");
+        for method in ["gist", "spgist"] {
+            server.ok(&format!(
+                "create table {method} as select point(g * 7919 % 10007, g * 104729 % 10009) as at
+                 from generate_series(1, 10000) g;; create index on {method} using {method} (at)"
+            ));
+        }
         // In this order: a row of a statistic that ANALYZE replaced would be pruned, with WAL, by whoever reads it.
         server.ok("analyze");
         server.ok("vacuum freeze");
