@@ -16,6 +16,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("wal_level", "replica"),
     // Local WAL is only a buffer on its way to the safekeepers; the slot keeps what they still need.
     ("max_wal_size", "1GB"),
+    // Zeros in front of it would be written for nobody, and in time to the disk that commits may wait for.
+    ("wal_init_zero", "off"),
     ("checkpoint_timeout", "5min"),
     ("listen_addresses", "127.0.0.1"),
     ("log_line_prefix", "%m [%p] %b "),
