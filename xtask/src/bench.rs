@@ -72,7 +72,7 @@ pub struct Options {
     /// Measure although the machine is busy with something else; the result says so.
     #[arg(long)]
     busy: bool,
-    /// Seconds of each round of pgbench, in turns of 2.
+    /// Seconds of each round of pgbench, in turns of 2 (of `commit`: in one).
     #[arg(long, default_value_t = 6)]
     seconds: u32,
     /// Rounds, alternating between ours and stock.

@@ -62,6 +62,9 @@ fn work() -> io::Result<()> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let mapping = huge_pages::mapping_of(buffers, &maps);
     let mut parts = Parts::of(&mapping.ok_or_else(|| io::Error::other("it is no mapping"))?);
+    if parts.is_empty() {
+        return Err(io::Error::other("it begins where no huge page can"));
+    }
     while !parts.is_empty() && BackgroundWorker::wait_latch(Some(parts.pause())) {
         let done = parts.pass(touched, collapse)?;
         counters::add(Counter::HugePages, done as u64);

@@ -69,8 +69,8 @@ impl Row {
         self
     }
 
-    /// The same of rounds that were run side by side, one pair after the other: the ratio is the median of the pairs'. A
-    /// machine that is slow for a while, which moves the medians of both sides, moves no pair by much.
+    /// Rounds of both sides, ours first in each pair, of which more is better: both figures are medians of their sides, and the
+    /// ratio is the median of the pairs'. A machine that is slow for a while moves the medians of both sides, and no pair by much.
     pub fn of_pairs(
         case: &str,
         pairs: &[(f64, f64)],

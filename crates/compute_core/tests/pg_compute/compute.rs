@@ -67,7 +67,7 @@ impl World {
     }
 
     /// A cluster with two tables of 300 pages or so, the second with an index in the order of its rows and one in any
-    /// order, a value of 240 pages, and two tables of points with a GiST and an SP-GiST index that are larger than they.
+    /// order, a value of 240 pages, and two tables of points, with a GiST and with an SP-GiST index.
     fn make_data(&self) {
         let data = self.stock_data();
         fs::create_dir(&data).expect("mkdir");
